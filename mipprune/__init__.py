@@ -1,0 +1,1 @@
+"""mipprune: prune PyTorch networks by optimisation."""

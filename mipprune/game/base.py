@@ -1,0 +1,92 @@
+"""What a game is: players, and the value of every coalition of them.  No network is needed here."""
+
+from __future__ import annotations
+
+import abc
+
+import numpy as np
+
+from ..errors import DataError
+from ..records import frozen_array
+
+__all__ = ["Game", "TableGame"]
+
+
+class Game(abc.ABC):
+    """A cooperative game: ``n_players`` and the characteristic function ``values``.
+
+    Contract (checked by ``mipprune.testing.GameContract``):
+
+    * ``values(coalitions)`` takes a bool array of shape (M, n) and returns float64 of shape (M,), one value per row;
+      the value of a coalition depends on that row alone, not on the others or on M.
+    * ``player_names`` names the players, for reports.
+    * It is deterministic: the same coalition always has the same value, up to float rounding.
+
+    A game of a network has one player per unit; the value is higher when the network works better.
+    """
+
+    @property
+    @abc.abstractmethod
+    def n_players(self) -> int:
+        """Number of players."""
+
+    @abc.abstractmethod
+    def values(self, coalitions: np.ndarray) -> np.ndarray:
+        """Values of the coalitions (bool, shape (M, n)): float64 of shape (M,)."""
+
+    @property
+    def player_names(self) -> tuple[str, ...]:
+        return tuple(str(i) for i in range(self.n_players))
+
+    def value(self, coalition: np.ndarray) -> float:
+        """Value of one coalition, a bool vector of shape (n,)."""
+        return float(self.values(np.asarray(coalition, dtype=bool)[None])[0])
+
+    @property
+    def value_full(self) -> float:
+        """Value of the grand coalition: the dense network."""
+        return self.value(np.ones(self.n_players, dtype=bool))
+
+    @property
+    def value_empty(self) -> float:
+        """Value of the empty coalition."""
+        return self.value(np.zeros(self.n_players, dtype=bool))
+
+    def _checked(self, coalitions: np.ndarray) -> np.ndarray:
+        coalitions = np.asarray(coalitions)
+        if coalitions.dtype != bool or coalitions.ndim != 2 or coalitions.shape[1] != self.n_players:
+            raise DataError(
+                f"coalitions: expected a bool array of shape (M, {self.n_players}), "
+                f"got {coalitions.dtype} of shape {coalitions.shape}"
+            )
+        return coalitions
+
+
+class TableGame(Game):
+    """A game given by the table of all its values, bit-indexed: ``table[sum_i 2^i [i in S]]``.
+
+    Args:
+        table: float64 of shape (2^n,).
+    """
+
+    def __init__(self, table: np.ndarray, player_names: tuple[str, ...] | None = None) -> None:
+        self.table = frozen_array(table)
+        n = len(self.table).bit_length() - 1
+        if self.table.ndim != 1 or len(self.table) != 1 << n:
+            raise DataError(f"a table of values needs 2^n entries, got shape {self.table.shape}")
+        if not np.isfinite(self.table).all():
+            raise DataError("the table of values holds numbers that aren't finite")
+        self._n = n
+        self._names = player_names
+
+    @property
+    def n_players(self) -> int:
+        return self._n
+
+    @property
+    def player_names(self) -> tuple[str, ...]:
+        return self._names if self._names is not None else super().player_names
+
+    def values(self, coalitions: np.ndarray) -> np.ndarray:
+        coalitions = self._checked(coalitions)
+        return self.table[coalitions @ (1 << np.arange(self._n, dtype=np.int64))]
