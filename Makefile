@@ -1,0 +1,40 @@
+# Needs Python 3.11 or newer with venv, and make.  Another Python: make test PYTHON=python3.12
+PYTHON ?= python3
+EXTRAS ?= dev,examples,plots,fast
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+# The stamp names the extras, so that asking for others builds another environment.
+READY := .venv/ready-$(EXTRAS)
+
+.PHONY: demo test slow lint check clean
+.DELETE_ON_ERROR:
+
+test: $(READY)  ## the quick tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+slow: $(READY)  ## the tests marked slow, and only these
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+demo: $(READY)
+	$(BIN)/mipprune demo --out demo-out
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+check: lint  ## lint and types
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --clear throws away what an interrupted or an older installation left; the stamp is the last thing written.
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: no '$(PYTHON)' found; name a Python >= 3.11: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("error: mipprune needs Python >= 3.11, $(PYTHON) is %d.%d; name another: make PYTHON=/path/to/python" % v[:2])'
+	@echo "building .venv with the versions in constraints.txt; this takes a few minutes"
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
+	@touch $@
