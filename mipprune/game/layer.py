@@ -1,0 +1,126 @@
+"""The game of one layer: players are its units, the value is how well the network works with only some of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import DataError, ModelStateError
+from ..graph import UnitGraph
+from .base import Game
+from .data import as_data
+from .values import VALUE_FUNCTIONS, ValueFunction, check_class_targets, sample_values
+
+__all__ = ["LayerGame"]
+
+
+class LayerGame(Game):
+    """Coalitions of the units of one layer, valued by running the rest of the network on them.
+
+    What lies before the layer is computed once; only the operations that see the mask are run again, many coalitions
+    in one batch.
+
+    Args:
+        graph: a traced network (:func:`mipprune.trace`).
+        layer: module path of the layer (or of one that is tied to it).
+        data: calibration data, see :func:`mipprune.game.as_data`.
+        value: ``"cross_entropy"``, ``"accuracy"``, ``"margin"``, ``"logit_distance"`` (see
+            :func:`~mipprune.game.values.sample_values`), or a callable ``fn(outputs (N, ...), targets)`` that returns
+            a number, or one number per sample.
+        kept: bool of shape (graph.n_units,): units of *other* layers that work; all by default.
+        batch_bytes: memory that one batch of coalitions may take.
+
+    Raises:
+        UnknownLayerError, DataError: as their texts say.
+        ModelStateError: the dense network's output isn't finite; names the module where that starts.
+    """
+
+    def __init__(
+        self,
+        graph: UnitGraph,
+        layer: str,
+        data: Any,
+        value: str | ValueFunction = "cross_entropy",
+        *,
+        kept: np.ndarray | None = None,
+        batch_bytes: int = 64 << 20,
+    ) -> None:
+        if isinstance(value, str) and value not in VALUE_FUNCTIONS:
+            raise DataError(f"unknown value function {value!r}; known: {sorted(VALUE_FUNCTIONS)}, or pass a callable")
+        self.graph = graph
+        self.group = graph.group(layer)
+        self.data = as_data(data, graph)
+        self.value_function = value
+        self.batch_bytes = batch_bytes
+        self._prefix = graph.program.prefix(self.data.inputs, self.group.units, kept)
+        self._dense = self._prefix.run(self._gates(np.ones((1, self.group.size), dtype=bool)))[0]
+        if not bool(torch.isfinite(self._dense).all()):
+            where = graph.program.first_not_finite(self.data.inputs)
+            raise ModelStateError(f"the network's output isn't finite; it starts at {where}")
+        if isinstance(value, str) and value != "logit_distance":
+            check_class_targets(self._dense, self.data.targets, "calibration data")
+
+    @property
+    def n_players(self) -> int:
+        return self.group.size
+
+    @property
+    def player_names(self) -> tuple[str, ...]:
+        return tuple(f"{self.group.name}[{i}]" for i in range(self.group.size))
+
+    @property
+    def n_samples(self) -> int:
+        return len(self.data)
+
+    @property
+    def decomposes(self) -> bool:
+        """Whether the value is a mean over samples, so that :meth:`sample_values` exists."""
+        return isinstance(self.value_function, str)
+
+    def values(self, coalitions: np.ndarray) -> np.ndarray:
+        coalitions = self._checked(coalitions)
+        out = np.empty(len(coalitions))
+        for rows, outputs in self._outputs(coalitions):
+            if isinstance(self.value_function, str):
+                out[rows] = self._per_sample(outputs).mean(1).cpu().numpy()
+            else:
+                out[rows] = [_as_number(self.value_function(o, self.data.targets)) for o in outputs]
+        if np.isnan(out).any():
+            bad = coalitions[int(np.flatnonzero(np.isnan(out))[0])]
+            raise ModelStateError(f"the value of layer {self.group.name!r} is NaN for the coalition that keeps units "
+                                  f"{np.flatnonzero(bad).tolist()}")
+        return out
+
+    def sample_values(self, coalitions: np.ndarray) -> np.ndarray:
+        """Per-sample values of the coalitions (bool, (M, n)): float64 of shape (M, N).
+
+        Raises:
+            DataError: the value function is a callable, which need not be a mean over samples.
+        """
+        if not self.decomposes:
+            raise DataError("a callable value function has no per-sample values")
+        coalitions = self._checked(coalitions)
+        out = np.empty((len(coalitions), self.n_samples))
+        for rows, outputs in self._outputs(coalitions):
+            out[rows] = self._per_sample(outputs).cpu().numpy()
+        return out
+
+    def _per_sample(self, outputs: torch.Tensor) -> torch.Tensor:
+        return sample_values(str(self.value_function), outputs, self.data.targets, self._dense)
+
+    def _outputs(self, coalitions: np.ndarray) -> Any:
+        """Pairs (rows, outputs (m, N, ...)) batch by batch."""
+        size = max(1, self.batch_bytes // self._prefix.bytes_per_coalition)
+        for start in range(0, len(coalitions), size):
+            rows = slice(start, min(start + size, len(coalitions)))
+            yield rows, self._prefix.run(self._gates(coalitions[rows]))
+
+    def _gates(self, coalitions: np.ndarray) -> torch.Tensor:
+        parameter = next(self.graph.model.parameters())
+        return torch.from_numpy(np.ascontiguousarray(coalitions)).to(parameter.device, parameter.dtype)
+
+
+def _as_number(value: Any) -> float:
+    return float(torch.as_tensor(value, dtype=torch.float64).mean())

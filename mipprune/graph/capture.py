@@ -1,0 +1,191 @@
+"""Capture a model as a list of ATen operations with ``torch.export``, free of in-place operations.
+
+Why torch.export: it sees through any Python, keeps composite operations (linear, conv2d, attention) whole, says for
+every operation which module and source line it comes from, and ends in about a second on every network tried.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import warnings
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import Dim
+from torch.export.graph_signature import InputKind
+
+from ..errors import DataError, ModelStateError, TraceError
+
+__all__ = ["Capture", "capture", "describe", "shape_at"]
+
+#: Operations that may hand back their input itself although their schema doesn't say so.
+_MAY_ALIAS = {"dropout", "reshape", "contiguous", "flatten", "to", "type_as", "expand_as"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Capture:
+    """A captured forward pass.
+
+    Attributes:
+        nodes: the operations in execution order (fx ``call_function`` nodes).
+        inputs: names of the user's tensor inputs, in call order.
+        tensors: node name -> fully qualified name of the parameter, buffer or constant it stands for.
+        constants: fully qualified name -> tensor, for tensors that belong to no module.
+        output: the node whose value is the network's output (the first tensor that ``forward`` returns).
+        outputs: all nodes that ``forward`` returns.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    inputs: tuple[str, ...]
+    input_shapes: tuple[tuple[Any, ...], ...]
+    tensors: dict[str, str]
+    constants: dict[str, torch.Tensor]
+    output: fx.Node
+    outputs: tuple[fx.Node, ...]
+
+
+def capture(model: nn.Module, example: tuple[torch.Tensor, ...]) -> Capture:
+    """Export ``model`` on ``example`` with a free batch dimension (dimension 0 of every input).
+
+    Raises:
+        TraceError: torch.export can't follow the model, the batch size is hard-coded, or nothing tensor-like is returned.
+        ModelStateError: a batch-norm layer is in training mode (its buffers would be written to).
+    """
+    if not example or not all(isinstance(x, torch.Tensor) and x.ndim >= 1 for x in example):
+        raise DataError("example_input: expected a tensor, or a tuple of tensors, with a batch dimension first")
+    if any(len(x) == 0 for x in example):
+        raise DataError("example_input holds no sample")
+    # torch.export takes a dimension of size 1 for a constant, so it is shown a batch of two
+    example = tuple(torch.cat([x[:1], x[:1]]) for x in example)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(model, example, dynamic_shapes=tuple({0: Dim.AUTO} for _ in example))
+    except Exception as error:  # torch.export raises many kinds, all of them its word for "can't be captured"
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise TraceError(
+            f"torch.export can't capture {type(model).__name__}: {first}\n"
+            f"Python control flow that looks at tensor values is the usual cause; see the chained error for the line. "
+            f"Rewrite it with torch.where / torch.cond, or trace the sub-module before it."
+        ) from error
+    graph = exported.graph
+    _refuse_buffer_updates(graph, exported)
+    _functionalise(graph)
+    tensors, constants, inputs = {}, {}, []
+    for spec in exported.graph_signature.input_specs:
+        name = getattr(spec.arg, "name", None)
+        if spec.kind is InputKind.USER_INPUT:
+            inputs.append(name)
+        elif spec.target is not None:
+            tensors[name] = spec.target
+            if spec.kind is InputKind.CONSTANT_TENSOR:
+                constants[spec.target] = exported.constants[spec.target]
+    placeholders = {n.name: n for n in graph.nodes if n.op == "placeholder"}
+    inputs = [name for name in inputs if isinstance(placeholders[name].meta.get("val"), torch.Tensor)]
+    shapes = tuple(tuple(placeholders[name].meta["val"].shape) for name in inputs)
+    for name, shape in zip(inputs, shapes, strict=True):
+        if isinstance(shape[0], int):
+            raise TraceError(
+                f"the batch size is hard-coded (input {name!r} is specialised to {shape[0]} samples): in forward, use "
+                f"x.shape[0] or -1 instead of a number where the batch dimension is meant"
+            )
+    output_node = next(n for n in graph.nodes if n.op == "output")
+    outputs = [n for n in output_node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+    if not outputs:
+        raise TraceError(f"{type(model).__name__}.forward returns no tensor that depends on its input")
+    nodes = tuple(n for n in graph.nodes if n.op == "call_function")
+    return Capture(nodes, tuple(inputs), shapes, tensors, constants, outputs[0], tuple(outputs))
+
+
+def describe(node: fx.Node, *, source: bool = True) -> str:
+    """``module 'path' (Class), op name, at file:line: code`` of a node, for error messages."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path, kind = stack[-1] if stack else ("", "")
+    kind = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+    where = ""
+    trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
+    user = [i for i, line in enumerate(trace) if line.startswith("File") and "/torch/nn/" not in line]
+    if user and source:
+        code = trace[user[-1] + 1] if user[-1] + 1 < len(trace) else ""
+        where = f", at {trace[user[-1]]}: `{code}`"
+    return f"module {path or '(the model itself)'!r} ({kind.rsplit('.', 1)[-1]}), op {node.target}{where}"
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module that a node comes from, ``""`` for the model itself."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return stack[-1][0] if stack else ""
+
+
+def shape_at(shape: tuple[Any, ...], batch: int) -> tuple[int, ...]:
+    """A traced shape with the number ``batch`` put in for the batch symbol."""
+    return tuple(int_at(size, batch) for size in shape)
+
+
+def int_at(value: Any, batch: int) -> int:
+    """A traced integer (an int or a SymInt) at a batch size."""
+    if isinstance(value, int):
+        return value
+    expression = value.node.expr
+    return int(expression.subs({symbol: batch for symbol in expression.free_symbols}))
+
+
+def _refuse_buffer_updates(graph: fx.Graph, exported: torch.export.ExportedProgram) -> None:
+    buffers = exported.graph_signature.inputs_to_buffers
+    for node in graph.nodes:
+        if node.op == "call_function" and _mutated_argument(node) in buffers:
+            name = buffers[_mutated_argument(node)]
+            raise ModelStateError(
+                f"the forward pass writes to buffer {name!r}: module {name.rpartition('.')[0]!r} is in training mode, "
+                f"so its output depends on the batch; call model.eval() before tracing"
+            )
+
+
+def _mutated_argument(node: fx.Node) -> str | None:
+    """Name of the node that ``node`` writes to in place, if any."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return None
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+            return value.name if isinstance(value, fx.Node) else None
+    return None
+
+
+def _is_view(node: fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return False
+    if schema.name.removeprefix("aten::") in _MAY_ALIAS:
+        return True
+    return any(a.alias_info is not None and not a.alias_info.is_write for a in schema.arguments)
+
+
+def _functionalise(graph: fx.Graph) -> None:
+    """Replace every in-place operation by its functional twin, and later reads of the tensor by the result.
+
+    (``ExportedProgram.run_decompositions`` would do it too, but it rewrites ``flatten`` into a view with literal
+    sizes, and then a hard-coded size in the user's code could no longer be told from a harmless one.)
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or (name := _mutated_argument(node)) is None:
+            continue
+        target = next(n for n in order if n.name == name)
+        aliases = [u for u in target.users if u is not node and _is_view(u)]
+        late = any(order.get(use, 0) > order[node] for view in aliases for use in view.users)
+        if late or (_is_view(target) and any(order.get(u, 0) > order[node] for u in target.all_input_nodes[0].users)):
+            raise TraceError(f"{describe(node)} writes in place to a tensor that is also read through a view; "
+                             f"use the out-of-place operation there")
+        packet = node.target.name().removeprefix("aten::").partition(".")[0]  # type: ignore[union-attr]
+        functional = getattr(torch.ops.aten, packet.removesuffix("_"), None)
+        overload = getattr(functional, node.target._overloadname, None) or getattr(functional, "default", None)  # type: ignore[union-attr]
+        if overload is None or overload._schema.is_mutable:
+            raise TraceError(f"{describe(node)} works in place and has no out-of-place twin; rewrite it out of place")
+        node.target = overload
+        target.replace_all_uses_with(node, delete_user_cb=lambda use, at=order[node]: order.get(use, 0) > at)

@@ -1,0 +1,248 @@
+"""Run a captured network with units masked: prefix computed once, many coalitions in one batch, gates with gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence, Set
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from ..errors import TraceError
+from .capture import Capture, describe, int_at
+from .rules import MaskEdge, is_integer_node
+
+__all__ = ["Prefix", "Program"]
+
+Gates = torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """Units of one mask edge: the unit of every index along ``dim``, with ``n_units`` standing for "always on"."""
+
+    dim: int
+    units: torch.Tensor
+
+
+class Program:
+    """The operations of a captured network, ready to be run with gates on the units.
+
+    A gate multiplies what a unit's readers get: 1 keeps the unit, 0 removes its whole contribution, and values in
+    between are what gate derivatives are taken at.  Gates have shape (n_units,) for all samples alike, or
+    (N, n_units) for each sample its own.
+    """
+
+    def __init__(self, model: nn.Module, captured: Capture) -> None:
+        self.model = model
+        self.captured = captured
+        self._reads: dict[str, _Read] = {}
+        self.n_units = 0
+
+    def bind(self, edges: Sequence[MaskEdge], units: Sequence[np.ndarray], n_units: int) -> None:
+        """Tell which units every edge reads (-1: not prunable)."""
+        self.n_units = n_units
+        for edge, numbers in zip(edges, units, strict=True):
+            if (numbers >= 0).any():
+                self._reads[edge.node.name] = _Read(edge.dim, torch.from_numpy(np.where(numbers < 0, n_units, numbers)))
+
+    def reads(self, node: str, units: slice) -> bool:
+        """Whether the operation ``node`` reads any unit of ``units``."""
+        read = self._reads.get(node)
+        return read is not None and bool(((read.units >= units.start) & (read.units < units.stop)).any())
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def run(self, inputs: Sequence[torch.Tensor], gates: Gates | None = None) -> torch.Tensor:
+        """Output of the network for ``inputs`` under ``gates`` (all on by default).  Differentiable in the gates."""
+        tensors = self._tensors()
+        env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
+        self._execute(self.captured.nodes, env, tensors, len(inputs[0]), gates)
+        return env[self.captured.output.name]
+
+    def activations(self, inputs: Sequence[torch.Tensor], units: slice) -> torch.Tensor:
+        """What the units hand to their first reader, averaged over positions: shape (N, number of units)."""
+        reader = next(n for n in self.captured.nodes if self.reads(n.name, units))
+        read, source = self._reads[reader.name], reader.all_input_nodes[0].name
+        env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
+        nodes = self._needed(self.captured.nodes, {source})
+        self._execute(nodes, env, self._tensors(), len(inputs[0]), None, keep={source})
+        features = env[source].movedim(read.dim, -1)
+        features = features.reshape(len(features), -1, features.shape[-1]).mean(1)
+        own = (read.units >= units.start) & (read.units < units.stop)
+        index = (read.units[own] - units.start).to(features.device)
+        out = features.new_zeros(len(features), units.stop - units.start)
+        counts = torch.bincount(index, minlength=out.shape[1])
+        return out.index_add(1, index, features[:, own]) / counts
+
+    def first_not_finite(self, inputs: Sequence[torch.Tensor], gates: Gates | None = None) -> str | None:
+        """Module and operation whose result first holds NaN or infinity for ``inputs``; ``None`` if all are finite."""
+        tensors = self._tensors()
+        env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
+        names = {n.name for n in self.captured.nodes}
+        with torch.no_grad():
+            self._execute(self.captured.nodes, env, tensors, len(inputs[0]), gates, keep=names)
+        for node in self.captured.nodes:
+            value = env.get(node.name)
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+                return describe(node)
+        return None
+
+    def prefix(self, inputs: Sequence[torch.Tensor], units: slice, kept: np.ndarray | None = None) -> Prefix:
+        """Everything that doesn't depend on the gates of ``units``, computed once for ``inputs``.
+
+        ``kept`` (bool, (n_units,)) masks the other units for good; by default they all work.
+        """
+        suffix = self._suffix(units)
+        first = {n.name for n in suffix}
+        read = {a.name for n in suffix for a in n.all_input_nodes}
+        tensors = self._tensors()
+        env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
+        before = self._needed([n for n in self.captured.nodes if n.name not in first], read)
+        base = None if kept is None else torch.from_numpy(np.asarray(kept)).to(inputs[0].device, _gate_dtype(inputs))
+        with torch.no_grad():
+            self._execute(before, env, tensors, len(inputs[0]), base, keep=read)
+        boundary = {name: env[name] for name in read if name in env}
+        return Prefix(self, suffix, boundary, tensors, units, len(inputs[0]), base)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """The model's present parameters and buffers by node name."""
+        out = {}
+        for node, name in self.captured.tensors.items():
+            if name in self.captured.constants:
+                out[node] = self.captured.constants[name]
+            else:
+                path, _, attribute = name.rpartition(".")
+                out[node] = getattr(self.model.get_submodule(path), attribute).detach()
+        return out
+
+    def _suffix(self, units: slice) -> list[fx.Node]:
+        """Operations downstream of the first place where ``units`` are read, that the output depends on."""
+        live: set[str] = set()
+        for node in self.captured.nodes:
+            if self.reads(node.name, units) or any(a.name in live for a in node.all_input_nodes):
+                live.add(node.name)
+        nodes = [n for n in self.captured.nodes if n.name in live and not is_integer_node(n)]
+        return self._needed(nodes, {self.captured.output.name})
+
+    @staticmethod
+    def _needed(nodes: Sequence[fx.Node], targets: set[str]) -> list[fx.Node]:
+        """The nodes among ``nodes`` that ``targets`` are computed from, in order."""
+        wanted, out = set(targets), []
+        for node in reversed(nodes):
+            if node.name in wanted:
+                out.append(node)
+                wanted.update(a.name for a in node.all_input_nodes)
+        return out[::-1]
+
+    def _execute(
+        self, nodes: Sequence[fx.Node], env: dict[str, Any], tensors: dict[str, torch.Tensor], batch: int,
+        gates: Gates | None, keep: Set[str] = frozenset(), only: Set[str] | None = None,
+    ) -> None:
+        """Run ``nodes`` into ``env``; ``gates`` act at every read, or at the reads of the nodes ``only``.
+
+        Values are freed after their last use, but for the network's output and those named in ``keep``.
+        """
+        last: dict[str, fx.Node] = {a.name: n for n in nodes for a in n.all_input_nodes}
+        padded = None
+        if gates is not None:
+            always = torch.ones(*gates.shape[:-1], 1, dtype=gates.dtype, device=gates.device)
+            padded = torch.cat([gates, always], -1)
+        keep = keep | {self.captured.output.name}
+
+        def value(node: fx.Node) -> Any:
+            if node.name in tensors:
+                return tensors[node.name]
+            if is_integer_node(node):
+                return int_at(node.meta["val"], batch)
+            return env[node.name]
+
+        for node in nodes:
+            if is_integer_node(node):
+                continue
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+            read = self._reads.get(node.name)
+            if padded is not None and read is not None and (only is None or node.name in only):
+                args = (_gated(args[0], padded, read), *args[1:])
+            env[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
+            for a in node.all_input_nodes:
+                if last[a.name] is node and a.name not in keep:
+                    env.pop(a.name, None)
+
+
+def _gated(x: torch.Tensor, padded: torch.Tensor, read: _Read) -> torch.Tensor:
+    gates = padded[..., read.units.to(padded.device)]
+    shape = [1] * x.ndim
+    shape[read.dim] = -1
+    if gates.ndim == 2:
+        shape[0] = len(gates)
+    return x * gates.reshape(shape)
+
+
+class Prefix:
+    """A network whose prefix is computed; :meth:`run` finishes it for many coalitions of one group at once."""
+
+    def __init__(
+        self, program: Program, suffix: list[fx.Node], boundary: dict[str, Any], tensors: dict[str, torch.Tensor],
+        units: slice, n_samples: int, base: Gates | None,
+    ) -> None:
+        self.program = program
+        self.suffix = suffix
+        self.boundary = boundary
+        self.tensors = tensors
+        self.units = units
+        self.n_samples = n_samples
+        self.base = base
+        # with every other unit on, only the reads of the group itself have anything to mask
+        self._only = None if base is not None else {n.name for n in suffix if program.reads(n.name, units)}
+
+    @property
+    def bytes_per_coalition(self) -> int:
+        """Estimate of the memory that one more coalition in a batch takes."""
+        sizes = [_numbers(n.meta["val"], self.n_samples) for n in self.suffix]
+        sizes += [_numbers(v, self.n_samples) for v in self.boundary.values()]
+        return 4 * 3 * max(sizes, default=1)
+
+    @torch.no_grad()
+    def run(self, coalitions: torch.Tensor) -> torch.Tensor:
+        """Outputs (M, N, ...) for the float gates ``coalitions`` of shape (M, group size) on the group's units."""
+        m, n = len(coalitions), self.n_samples
+        base = coalitions.new_ones(self.program.n_units) if self.base is None else self.base
+        gates = base.repeat(m, 1)
+        gates[:, self.units] = coalitions
+        env = {name: _folded(value, m, n) for name, value in self.boundary.items()}
+        self.program._execute(self.suffix, env, self.tensors, m * n, gates.repeat_interleave(n, 0), only=self._only)
+        out = env[self.program.captured.output.name]
+        return out.reshape(m, n, *out.shape[1:])
+
+
+def _gate_dtype(inputs: Sequence[torch.Tensor]) -> torch.dtype:
+    return next((x.dtype for x in inputs if x.is_floating_point()), torch.float32)
+
+
+def _numbers(value: Any, batch: int) -> int:
+    values = value if isinstance(value, (tuple, list)) else [value]
+    total = 0
+    for v in values:
+        if isinstance(v, torch.Tensor):
+            count = 1
+            for size in v.shape:
+                count *= int_at(size, batch)
+            total += count
+    return total
+
+
+def _folded(value: Any, m: int, n: int) -> Any:
+    """Repeat a prefix value for m coalitions along the batch dimension."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_folded(v, m, n) for v in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.ndim == 0 or value.shape[0] != n:
+        raise TraceError(
+            "a value between the masked layer and the output doesn't have the batch as its first dimension; "
+            "coalitions of this layer can't be batched"
+        )
+    return value.unsqueeze(0).expand(m, *value.shape).reshape(m * n, *value.shape[1:])

@@ -1,0 +1,267 @@
+"""Units, groups and costs: what tracing found, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+
+import networkx as nx
+import numpy as np
+import torch
+from torch import nn
+
+from ..costs import BilinearCost, CostModel
+from ..errors import UnknownLayerError
+from .labels import LabelSpace, Site
+from .program import Program
+from .rules import Context, Contraction
+
+__all__ = ["Pinned", "UnitGraph", "UnitGroup", "build_units"]
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitGroup:
+    """Units that can be exchanged for one another: neurons of one layer, or channels tied by residual additions.
+
+    Attributes:
+        name: module path of the first layer that produces the units.
+        producers: module paths of all layers that produce them (several when a residual addition ties them).
+        consumers: module paths of the layers that read them.
+        size: number of units.
+        offset: number of the group's first unit; units are numbered group by group.
+    """
+
+    name: str
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    size: int
+    offset: int
+
+    @property
+    def units(self) -> slice:
+        return slice(self.offset, self.offset + self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pinned:
+    """Outputs of a layer that can't be pruned, and why."""
+
+    module: str
+    n_units: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitGraph:
+    """A traced network: its units, how they are tied together, what they cost, and how to run it masked.
+
+    Attributes:
+        model: the traced model, not copied; its weights are read at every run.
+        groups: the prunable groups, in execution order.
+        pinned: what can't be pruned, with the reason.
+        costs: ``"units"``, ``"params"`` and ``"macs"`` as exact functions of the kept counts.
+        unit_sites: (parameter or buffer name, dimension) -> int64 of shape (size,): the unit of every index, -1 where
+            the index isn't prunable.  This is all that surgery needs.
+        program: runs the network with units masked.
+        coupling: networkx graph of the groups; an edge where a layer reads one group and produces the other.
+    """
+
+    model: nn.Module
+    groups: tuple[UnitGroup, ...]
+    pinned: tuple[Pinned, ...]
+    costs: CostModel
+    unit_sites: dict[Site, np.ndarray]
+    program: Program
+    coupling: nx.Graph
+
+    @property
+    def n_units(self) -> int:
+        return self.costs.n_units
+
+    def group(self, name: str) -> UnitGroup:
+        """The group that the module ``name`` produces.
+
+        Raises:
+            UnknownLayerError: there is no such module, or its units can't be pruned; says which, and why.
+        """
+        for group in self.groups:
+            if name == group.name or name in group.producers:
+                return group
+        for pinned in self.pinned:
+            if name == pinned.module:
+                raise UnknownLayerError(f"layer {name!r} can't be pruned: {pinned.reason}")
+        known = [p for g in self.groups for p in g.producers]
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"prunable layers: {known}"
+        raise UnknownLayerError(f"no prunable layer {name!r}; {hint}")
+
+    def units_of(self, names: Iterable[str]) -> np.ndarray:
+        """Bool mask (n_units,) of all units of the named layers."""
+        mask = np.zeros(self.n_units, dtype=bool)
+        for name in names:
+            mask[self.group(name).units] = True
+        return mask
+
+    def macs(self, kept: np.ndarray | None = None) -> int:
+        """Multiply-adds per sample when the mask ``kept`` (bool, (n_units,)) stays; of the dense network by default."""
+        return self._cost("macs", kept)
+
+    def params(self, kept: np.ndarray | None = None) -> int:
+        """Number of parameters when the mask ``kept`` stays; of the dense network by default."""
+        return self._cost("params", kept)
+
+    def _cost(self, resource: str, kept: np.ndarray | None) -> int:
+        return self.costs.cost(resource, self.costs.sizes if kept is None else self.costs.counts(kept))
+
+    def __str__(self) -> str:
+        lines = [f"{type(self.model).__name__}: {self.n_units} units in {len(self.groups)} groups, "
+                 f"{self.params():,} params, {self.macs():,} MACs"]
+        lines += [f"  {g.name}: {g.size} units; made by {', '.join(g.producers)}; read by {', '.join(g.consumers)}"
+                  for g in self.groups]
+        lines += [f"  {p.module}: {p.n_units} outputs not prunable: {p.reason}" for p in self.pinned]
+        return "\n".join(lines)
+
+
+def build_units(model: nn.Module, context: Context, program: Program) -> UnitGraph:
+    """Turn the coupled labels of a finished trace into groups, costs and sites."""
+    space = context.space
+    unit_of, reason_of = space.units()
+    reads = [_components(edge.labels, unit_of) for edge in context.edges]
+    read = {u for columns in reads for u in columns if u >= 0}
+    produced = [(module, site, _components(space.sites[site], unit_of)) for module, site in context.producers]
+    numbering, groups = _number_units(space, unit_of, produced, reads, context, read)
+    pinned = _pinned(produced, space, reason_of, numbering)
+
+    def numbered(labels: torch.Tensor) -> np.ndarray:
+        return np.array([numbering.get(u, -1) for u in _components(labels, unit_of)], dtype=np.int64)
+
+    sites = {site: numbered(labels) for site, labels in space.sites.items()}
+    sites = {site: units for site, units in sites.items() if (units >= 0).any()}
+    sizes = np.array([g.size for g in groups], dtype=np.int64)
+    group_of = np.repeat(np.arange(len(groups)), sizes)
+    macs = _Polynomial(len(groups))
+    for contraction in context.contractions:
+        _add_contraction(macs, contraction, numbered, group_of, sizes)
+    params = _Polynomial(len(groups))
+    for name, tensor in model.named_parameters():
+        dims = [_counts(sites[name, d], group_of, sizes) if (name, d) in sites else _constant(s, len(groups))
+                for d, s in enumerate(tensor.shape)]
+        tracked = [d for d in range(tensor.ndim) if (name, d) in sites]
+        rest = int(np.prod([s for d, s in enumerate(tensor.shape) if d not in tracked], dtype=np.int64))
+        factors = [dims[d] for d in tracked] + [_constant(1, len(groups))] * (2 - len(tracked))
+        params.add_product(factors[0], factors[1], rest)
+    units = BilinearCost(0, np.ones(len(groups), dtype=np.int64), *(np.zeros(0, dtype=np.int64),) * 3)
+    costs = CostModel(tuple(g.name for g in groups), sizes,
+                      {"units": units, "params": params.build(), "macs": macs.build()})
+    coupling = nx.Graph()
+    coupling.add_nodes_from(g.name for g in groups)
+    pairs = zip(costs["macs"].left, costs["macs"].right, strict=True)
+    coupling.add_edges_from((groups[a].name, groups[b].name) for a, b in pairs)
+    program.bind(context.edges, [numbered(edge.labels) for edge in context.edges], len(group_of))
+    return UnitGraph(model, groups, pinned, costs, sites, program, coupling)
+
+
+def _components(labels: torch.Tensor, unit_of: dict[int, int]) -> list[int]:
+    return [unit_of.get(label, -1) for label in labels.tolist()]
+
+
+def _number_units(
+    space: LabelSpace, unit_of: dict[int, int], produced: list[tuple[str, Site, list[int]]], reads: list[list[int]],
+    context: Context, read: set[int],
+) -> tuple[dict[int, int], tuple[UnitGroup, ...]]:
+    """Number the units group by group; units with the same multiplicity at every site form a group."""
+    signature: dict[int, dict[Site, int]] = {}
+    for site, labels in space.sites.items():
+        for u in _components(labels, unit_of):
+            if u >= 0:
+                signature.setdefault(u, {}).setdefault(site, 0)
+                signature[u][site] += 1
+    makers: dict[int, list[str]] = {}
+    for module, _, components in produced:
+        for u in dict.fromkeys(components):
+            if u in read and module not in makers.setdefault(u, []):
+                makers[u].append(module)
+    takers: dict[int, list[str]] = {}
+    for edge, columns in zip(context.edges, reads, strict=True):
+        for u in dict.fromkeys(columns):
+            if edge.module not in takers.setdefault(u, []):
+                takers[u].append(edge.module)
+    members: dict[tuple[tuple[Site, int], ...], list[int]] = {}
+    for u in makers:
+        if u >= 0:
+            members.setdefault(tuple(sorted(signature[u].items())), []).append(u)
+    numbering: dict[int, int] = {}
+    groups: list[UnitGroup] = []
+    names: set[str] = set()
+    for units in members.values():
+        name = makers[units[0]][0]
+        while name in names:  # two groups made by one layer (a split): number the later one
+            name += "'"
+        names.add(name)
+        groups.append(UnitGroup(name, tuple(makers[units[0]]), tuple(takers[units[0]]), len(units), len(numbering)))
+        numbering.update({u: len(numbering) + i for i, u in enumerate(units)})
+    return numbering, tuple(groups)
+
+
+def _pinned(
+    produced: list[tuple[str, Site, list[int]]], space: LabelSpace, reason_of: dict[int, str],
+    numbering: dict[int, int],
+) -> tuple[Pinned, ...]:
+    out = []
+    for module, site, components in produced:
+        labels = [(label, u) for label, u in zip(space.sites[site].tolist(), components, strict=True)
+                  if u not in numbering]
+        if labels:
+            reason = reason_of.get(labels[0][0], "nothing reads it")
+            out.append(Pinned(module, len(labels), reason))
+    return tuple(out)
+
+
+class _Polynomial:
+    """Sums products of affine forms in the kept counts."""
+
+    def __init__(self, n_groups: int) -> None:
+        self.constant = 0
+        self.linear = np.zeros(n_groups, dtype=np.int64)
+        self.pairs: dict[tuple[int, int], int] = {}
+
+    def add_product(self, a: np.ndarray, b: np.ndarray, factor: int) -> None:
+        """Add ``factor * a(k) * b(k)``; affine forms are int64 of shape (G + 1,), the constant last."""
+        self.constant += factor * int(a[-1]) * int(b[-1])
+        self.linear += factor * (a[-1] * b[:-1] + b[-1] * a[:-1])
+        for g in np.flatnonzero(a[:-1]):
+            for h in np.flatnonzero(b[:-1]):
+                key = (int(min(g, h)), int(max(g, h)))
+                self.pairs[key] = self.pairs.get(key, 0) + factor * int(a[g]) * int(b[h])
+
+    def build(self) -> BilinearCost:
+        keys = sorted(self.pairs)
+        left, right = (np.array([k[i] for k in keys], dtype=np.int64) for i in (0, 1))
+        return BilinearCost(self.constant, self.linear, left, right,
+                            np.array([self.pairs[k] for k in keys], dtype=np.int64))
+
+
+def _constant(value: int, n_groups: int) -> np.ndarray:
+    form = np.zeros(n_groups + 1, dtype=np.int64)
+    form[-1] = value
+    return form
+
+
+def _counts(units: np.ndarray, group_of: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Affine form that counts the kept entries of a site: every unit of a group appears equally often there."""
+    form = np.zeros(len(sizes) + 1, dtype=np.int64)
+    total = np.bincount(group_of[units[units >= 0]], minlength=len(sizes))
+    form[:-1] = total // sizes
+    form[-1] = int((units < 0).sum())
+    return form
+
+
+def _add_contraction(
+    macs: _Polynomial, contraction: Contraction, numbered: object, group_of: np.ndarray, sizes: np.ndarray
+) -> None:
+    n = len(sizes)
+    outputs = _counts(numbered(contraction.outputs), group_of, sizes)  # type: ignore[operator]
+    inputs = (_constant(1, n) if contraction.inputs is None
+              else _counts(numbered(contraction.inputs), group_of, sizes))  # type: ignore[operator]
+    macs.add_product(inputs, outputs, contraction.factor)

@@ -1,0 +1,199 @@
+"""Prune plans: which original units stay, as pure data that any copy of the dense network can be cut with."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import os
+from typing import Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import PlanError
+from ..graph import UnitGraph
+from ..records import Record, frozen_array, read_json
+
+__all__ = ["KeptUnits", "PrunePlan", "TensorCut"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KeptUnits(Record):
+    """Which units of one group stay.
+
+    Attributes:
+        group: module path of the layer that makes them.
+        producers: all layers that make them.
+        size: units in the dense network.
+        kept: int64, ascending, in the dense network's numbering.
+    """
+
+    group: str
+    producers: tuple[str, ...]
+    size: int
+    kept: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TensorCut(Record):
+    """Which indices of one dimension of one parameter or buffer stay (int64, ascending, dense numbering)."""
+
+    tensor: str
+    dim: int
+    size: int
+    kept: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PrunePlan(Record):
+    """Everything that surgery needs, and nothing else: no weights, no code.
+
+    Attributes:
+        architecture: fingerprint of the dense network (names and shapes of its parameters and buffers).
+        groups: the kept units, for people.
+        cuts: the kept indices of every tensor that shrinks, for :meth:`apply`.
+    """
+
+    architecture: str
+    groups: tuple[KeptUnits, ...]
+    cuts: tuple[TensorCut, ...]
+
+    @classmethod
+    def from_mask(cls, graph: UnitGraph, kept: np.ndarray) -> Self:
+        """The plan that keeps the units of the bool mask ``kept`` of shape (graph.n_units,)."""
+        kept = np.asarray(kept, dtype=bool)
+        if kept.shape != (graph.n_units,):
+            raise PlanError(f"expected a mask of {graph.n_units} units, got shape {kept.shape}")
+        for group in graph.groups:
+            if not kept[group.units].any():
+                raise PlanError(f"the mask removes every unit of {group.name!r}; keep at least one (min_keep=1)")
+        groups = tuple(
+            KeptUnits(g.name, g.producers, g.size, frozen_array(np.flatnonzero(kept[g.units]), np.int64))
+            for g in graph.groups
+        )
+        cuts = []
+        for (tensor, dim), units in sorted(graph.unit_sites.items()):
+            stays = np.where(units < 0, True, kept[units])
+            if not stays.all():
+                cuts.append(TensorCut(tensor, dim, len(units), frozen_array(np.flatnonzero(stays), np.int64)))
+        return cls(fingerprint(graph.model), groups, tuple(cuts))
+
+    @property
+    def n_kept(self) -> int:
+        return sum(len(g.kept) for g in self.groups)
+
+    @property
+    def n_units(self) -> int:
+        return sum(g.size for g in self.groups)
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """A smaller copy of the dense ``model``; the model itself isn't touched.
+
+        Raises:
+            PlanError: the plan was made for another architecture; names the first tensor that differs.
+        """
+        self._check(model)
+        small = copy.deepcopy(model)
+        tensors = dict(small.named_parameters()) | dict(small.named_buffers())
+        cut: dict[int, torch.Tensor] = {}
+        for step in self.cuts:
+            old = tensors[step.tensor]
+            now = cut.get(id(old), old.detach())
+            cut[id(old)] = now.index_select(step.dim, torch.from_numpy(step.kept.copy()).to(now.device))
+        with torch.no_grad():
+            for module in small.modules():
+                for name, parameter in module._parameters.items():
+                    if parameter is not None and id(parameter) in cut:
+                        new = cut[id(parameter)]
+                        if not isinstance(new, nn.Parameter):  # tied weights stay one tensor
+                            new = nn.Parameter(new.contiguous(), requires_grad=parameter.requires_grad)
+                            cut[id(parameter)] = new
+                        module._parameters[name] = new
+                for name, buffer in module._buffers.items():
+                    if buffer is not None and id(buffer) in cut:
+                        module._buffers[name] = cut[id(buffer)].contiguous()
+        for module in small.modules():
+            _repair_attributes(module)
+        return small
+
+    def _check(self, model: nn.Module) -> None:
+        shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        for step in self.cuts:
+            if step.tensor not in shapes:
+                raise PlanError(f"the plan cuts {step.tensor!r}, which {type(model).__name__} doesn't have; "
+                                f"it was made for another architecture")
+            shape = shapes[step.tensor]
+            if step.dim >= len(shape) or shape[step.dim] != step.size:
+                raise PlanError(f"the plan was made for {step.tensor!r} with {step.size} entries in dimension "
+                                f"{step.dim}, this model's has shape {shape}; apply the plan to the dense model")
+        if fingerprint(model) != self.architecture:
+            raise PlanError(f"the plan was made for another architecture than this {type(model).__name__} "
+                            f"(parameter names or shapes differ)")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a plan; :class:`PlanError` on a file that isn't one, or whose indices make no sense."""
+        try:
+            return cls.from_dict(read_json(path)).checked()
+        except OSError:
+            raise
+        except Exception as error:
+            raise PlanError(f"{path}: not a prune plan ({error})") from error
+
+    def checked(self) -> Self:
+        """The plan itself, once its indices are known to be in range and ascending."""
+        for what, size, kept in [(g.group, g.size, g.kept) for g in self.groups] + [
+            (c.tensor, c.size, c.kept) for c in self.cuts
+        ]:
+            if not np.issubdtype(kept.dtype, np.integer) or kept.ndim != 1 or len(kept) == 0:
+                raise PlanError(f"{what!r}: expected a list of kept indices")
+            if kept.min() < 0 or kept.max() >= size or (np.diff(kept) <= 0).any():
+                raise PlanError(f"{what!r}: kept indices must be ascending and lie in [0, {size})")
+        return self
+
+    def __str__(self) -> str:
+        lines = [f"keeps {self.n_kept} of {self.n_units} units"]
+        for g in self.groups:
+            removed = sorted(set(range(g.size)) - set(g.kept.tolist()))
+            lines.append(f"  {g.group}: {len(g.kept)} of {g.size}; removed {_ranges(removed)}")
+        return "\n".join(lines)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names, shapes and dtypes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {'f' if tensor.is_floating_point() else 'i'}\n".encode())
+    return digest.hexdigest()
+
+
+def _repair_attributes(module: nn.Module) -> None:
+    """Make the numbers that a module keeps beside its weights agree with their new shapes."""
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        depthwise = module.groups > 1 and module.groups == module.in_channels
+        module.out_channels = module.weight.shape[0]
+        if depthwise:
+            module.in_channels = module.groups = module.weight.shape[0]
+        else:
+            module.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        vectors = [v for v in (module.weight, module.running_mean) if v is not None]
+        if vectors:
+            module.num_features = len(vectors[0])
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``[0, 1, 2, 5]`` as ``0-2, 5``."""
+    parts: list[list[int]] = []
+    for n in numbers:
+        if parts and n == parts[-1][1] + 1:
+            parts[-1][1] = n
+        else:
+            parts.append([n, n])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in parts) or "none"
