@@ -7,13 +7,15 @@ BIN := .venv/bin
 # The stamp names the extras, so that asking for others builds another environment.
 READY := .venv/ready-$(EXTRAS)
 
-.PHONY: demo test slow lint check clean
+.PHONY: demo test slow lint types check clean
 .DELETE_ON_ERROR:
 
-test: $(READY)  ## the quick tests
+# The quick tests.
+test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-slow: $(READY)  ## the tests marked slow, and only these
+# The tests marked slow, and only these; all of them: make test slow
+slow: $(READY)
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 demo: $(READY)
@@ -22,8 +24,10 @@ demo: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 
-check: lint  ## lint and types
+types: $(READY)
 	$(BIN)/mypy
+
+check: lint types
 
 clean:
 	rm -rf .venv build dist demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
