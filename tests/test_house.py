@@ -186,6 +186,21 @@ def test_pure_rooms_work_where_torch_is_not_installed() -> None:
     assert run.returncode == 0, run.stderr
 
 
+def test_public_names_mean_the_same_whatever_was_imported_before() -> None:
+    """Importing ``mipprune.prune`` sets the attribute ``prune`` of the package, over a function of that name."""
+    code = """
+import importlib, pkgutil, mipprune
+first = {name: getattr(mipprune, name, None) for name in mipprune.__all__}
+for module in pkgutil.walk_packages(mipprune.__path__, "mipprune."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+changed = [name for name, value in first.items() if getattr(mipprune, name, None) is not value]
+raise SystemExit(f"changed: {changed}" if changed else 0)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+
+
 @pytest.mark.parametrize(
     ("relative", "source", "expected"),
     [
