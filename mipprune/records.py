@@ -10,9 +10,11 @@ import tempfile
 import types
 import typing
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
+
+_R = TypeVar("_R", bound="Record")
 
 __all__ = ["Record", "frozen_array", "read_json", "write_bytes_atomic", "write_json_atomic"]
 
@@ -73,12 +75,12 @@ class Record:
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        return self.to_dict() == other.to_dict()  # type: ignore[attr-defined]
+        return self.to_dict() == other.to_dict()
 
     __hash__ = None  # type: ignore[assignment]
 
 
-def _subclasses(cls: type) -> list[type]:
+def _subclasses(cls: type[_R]) -> list[type[_R]]:
     return [kind for sub in cls.__subclasses__() for kind in (sub, *_subclasses(sub))]
 
 

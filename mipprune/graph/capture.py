@@ -73,9 +73,11 @@ def capture(model: nn.Module, example: tuple[torch.Tensor, ...]) -> Capture:
     graph = exported.graph
     _refuse_buffer_updates(graph, exported)
     _functionalise(graph)
-    tensors, constants, inputs = {}, {}, []
+    tensors: dict[str, str] = {}
+    constants: dict[str, torch.Tensor] = {}
+    inputs: list[str] = []
     for spec in exported.graph_signature.input_specs:
-        name = getattr(spec.arg, "name", None)
+        name = str(getattr(spec.arg, "name", ""))
         if spec.kind is InputKind.USER_INPUT:
             inputs.append(name)
         elif spec.target is not None:
@@ -86,7 +88,7 @@ def capture(model: nn.Module, example: tuple[torch.Tensor, ...]) -> Capture:
     inputs = [name for name in inputs if isinstance(placeholders[name].meta.get("val"), torch.Tensor)]
     shapes = tuple(tuple(placeholders[name].meta["val"].shape) for name in inputs)
     for name, shape in zip(inputs, shapes, strict=True):
-        if isinstance(shape[0], int):
+        if isinstance(shape[0], int) or not shape[0].node.expr.free_symbols:
             raise TraceError(
                 f"the batch size is hard-coded (input {name!r} is specialised to {shape[0]} samples): in forward, use "
                 f"x.shape[0] or -1 instead of a number where the batch dimension is meant"
@@ -129,7 +131,7 @@ def int_at(value: Any, batch: int) -> int:
     if isinstance(value, int):
         return value
     expression = value.node.expr
-    return int(expression.subs({symbol: batch for symbol in expression.free_symbols}))
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
 
 
 def _refuse_buffer_updates(graph: fx.Graph, exported: torch.export.ExportedProgram) -> None:
@@ -182,9 +184,9 @@ def _functionalise(graph: fx.Graph) -> None:
         if late or (_is_view(target) and any(order.get(u, 0) > order[node] for u in target.all_input_nodes[0].users)):
             raise TraceError(f"{describe(node)} writes in place to a tensor that is also read through a view; "
                              f"use the out-of-place operation there")
-        packet = node.target.name().removeprefix("aten::").partition(".")[0]  # type: ignore[union-attr]
+        packet = node.target.name().removeprefix("aten::").partition(".")[0]
         functional = getattr(torch.ops.aten, packet.removesuffix("_"), None)
-        overload = getattr(functional, node.target._overloadname, None) or getattr(functional, "default", None)  # type: ignore[union-attr]
+        overload = getattr(functional, node.target._overloadname, None) or getattr(functional, "default", None)
         if overload is None or overload._schema.is_mutable:
             raise TraceError(f"{describe(node)} works in place and has no out-of-place twin; rewrite it out of place")
         node.target = overload

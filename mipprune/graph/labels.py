@@ -56,7 +56,7 @@ class LabelSpace:
         for number, component in enumerate(nx.connected_components(self.graph)):
             if 0 not in component:
                 unit_of.update(dict.fromkeys(component, number))
-        reason_of = {}
+        reason_of: dict[int, str] = {}
         for label, parent in nx.bfs_predecessors(self.graph, 0):
             reason_of[label] = reason_of.get(parent) or self.graph.edges[parent, label]["reason"]
         return unit_of, reason_of

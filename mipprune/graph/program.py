@@ -165,7 +165,7 @@ class Program:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
             read = self._reads.get(node.name)
             if padded is not None and read is not None and (only is None or node.name in only):
-                args = (_gated(args[0], padded, read), *args[1:])
+                args = (_gated(args[0], padded, read), *args[1:])  # type: ignore[arg-type]
             env[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
             for a in node.all_input_nodes:
                 if last[a.name] is node and a.name not in keep:

@@ -52,13 +52,13 @@ def _propagate(model: nn.Module, captured: Capture) -> Context:
         env[name] = Value(torch.zeros(shape_at(shape, 1), dtype=torch.int64))
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     canonical: dict[int, str] = {}
-    for node, name in captured.tensors.items():
+    for placeholder, name in captured.tensors.items():
         tensor = captured.constants.get(name, tensors.get(name))
         if tensor is None:
             raise TraceError(f"the captured network reads {name!r}, which the model doesn't have")
         own = canonical.setdefault(id(tensor), name)  # tied weights are one tensor under two names
         constant = name in captured.constants
-        env[node] = Value(torch.zeros(tensor.shape, dtype=torch.int64), None if constant else own)
+        env[placeholder] = Value(torch.zeros(tensor.shape, dtype=torch.int64), None if constant else own)
 
     def value(node: fx.Node) -> Any:
         return env[node.name]
@@ -74,7 +74,7 @@ def _propagate(model: nn.Module, captured: Capture) -> Context:
             raise TraceError(f"the rule for {describe(node)} returned labels of shape {tuple(labels.shape)}, "
                              f"the result has shape {context.shapes[0]}")
     for node in captured.outputs:
-        out = env[node.name]
+        out: Value = env[node.name]
         context.space.pin(out.labels, "part of the network's output")
     return context
 

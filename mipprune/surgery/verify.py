@@ -55,9 +55,9 @@ def verify(
             if output.shape != masked.shape:
                 raise VerificationError(f"the pruned network's output has shape {tuple(output.shape)}, "
                                         f"the masked network's {tuple(masked.shape)}")
-            worst = max(worst, float((masked - output).abs().max()))
-            scale = max(scale, float(masked.abs().max()))
-    if not worst <= tolerance * max(1.0, scale):
+            worst = float(np.maximum(worst, float((masked - output).abs().max())))  # np.maximum hands NaN on
+            scale = float(np.maximum(scale, float(masked.abs().max())))
+    if not worst <= tolerance * max(1.0, scale):  # also when a difference is NaN
         raise VerificationError(f"the pruned network differs from the masked one by {worst:.3g} (outputs up to "
                                 f"{scale:.3g}); the model's forward and its traced graph disagree")
     return Verification(worst, scale, len(data))
