@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
 from ..graph import UnitGraph
 
-__all__ = ["LabelledData", "as_data"]
+__all__ = ["LabelledData", "as_data", "read_data"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,43 +47,53 @@ class LabelledData:
         return self.take(order[second:]), self.take(order[:second])
 
 
-def as_data(data: Any, graph: UnitGraph, what: str = "calibration data", max_samples: int = 100_000) -> LabelledData:
-    """Read ``data`` into memory and check it against the traced network.
+def as_data(data: Any, graph: UnitGraph, what: str = "calibration data") -> LabelledData:
+    """Read ``data`` into memory (see :func:`read_data`) and check it against the traced network.
+
+    Raises:
+        DataError: empty, of different lengths, not finite, or of another sample shape than the network was traced with.
+    """
+    checked = read_data(data, graph.model, what)
+    _check(checked, graph, what)
+    return checked
+
+
+def read_data(data: Any, model: nn.Module, what: str = "calibration data", max_samples: int = 100_000) -> LabelledData:
+    """Read ``data`` into memory, on the device and in the floating type of ``model``'s first parameter.
 
     Args:
         data: a pair ``(inputs, targets)`` of tensors or arrays (``inputs`` may be a tuple for several arguments), a
             ``Dataset`` of such pairs, a ``DataLoader`` or any iterable of batches ``(inputs, targets)``.
         what: how errors call it.
         max_samples: an iterable is read no further than this.
-
-    Raises:
-        DataError: empty, of different lengths, not finite, of another sample shape than the network was traced with,
-            or with a class number that the network has no output for.
     """
     if isinstance(data, LabelledData):
         inputs, targets = data.inputs, data.targets
-    elif isinstance(data, Dataset):
-        return as_data(DataLoader(data, batch_size=256), graph, what, max_samples)
-    elif isinstance(data, (tuple, list)) and len(data) == 2 and hasattr(data[1], "shape"):
-        inputs, targets = _inputs(data[0], what), torch.as_tensor(data[1])
-    elif isinstance(data, Iterable):
-        inputs, targets = _from_batches(data, what, max_samples)
+    elif isinstance(data, (tuple, list)) and len(data) == 2 and not isinstance(data[1], (tuple, list)):
+        inputs, targets = _inputs(data[0], what), _tensor(data[1], what)
+    elif isinstance(data, Iterable) or isinstance(data, Dataset):
+        batches = DataLoader(data, batch_size=256) if isinstance(data, Dataset) else data
+        inputs, targets = _from_batches(batches, what, max_samples)
     else:
         raise DataError(f"{what}: expected (inputs, targets), a Dataset or an iterable of batches, "
                         f"got {type(data).__name__}")
-    model = next(graph.model.parameters())
-    inputs = tuple(x.to(model.device, model.dtype if x.is_floating_point() else None) for x in inputs)
-    checked = LabelledData(inputs, targets.to(model.device))
-    _check(checked, graph, what)
-    return checked
+    if any(x.ndim == 0 for x in (*inputs, targets)):
+        raise DataError(f"{what}: inputs and targets need samples along their first dimension")
+    first = next(model.parameters())
+    inputs = tuple(x.to(first.device, first.dtype if x.is_floating_point() else None) for x in inputs)
+    return LabelledData(inputs, targets.to(first.device))
 
 
 def _inputs(value: Any, what: str) -> tuple[torch.Tensor, ...]:
     parts = value if isinstance(value, (tuple, list)) else (value,)
+    return tuple(_tensor(part, what) for part in parts)
+
+
+def _tensor(value: Any, what: str) -> torch.Tensor:
     try:
-        return tuple(torch.as_tensor(part) for part in parts)
+        return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{what}: the inputs aren't tensors or arrays ({error})") from error
+        raise DataError(f"{what}: expected tensors or arrays, got {type(value).__name__} ({error})") from error
 
 
 def _from_batches(batches: Iterable[Any], what: str, max_samples: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
@@ -91,12 +102,12 @@ def _from_batches(batches: Iterable[Any], what: str, max_samples: int) -> tuple[
     for batch in batches:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise DataError(f"{what}: every batch must be a pair (inputs, targets), got {type(batch).__name__}")
-        parts.append((_inputs(batch[0], what), torch.as_tensor(batch[1])))
+        parts.append((_inputs(batch[0], what), _tensor(batch[1], what)))
         seen += len(parts[-1][1])
         if seen >= max_samples:
             break
     if not parts:
-        raise DataError(f"{what}: no batch came out of it")
+        raise DataError(f"{what} is empty: no batch came out of it")
     columns = zip(*(inputs for inputs, _ in parts), strict=True)
     return tuple(torch.cat(list(column)) for column in columns), torch.cat([targets for _, targets in parts])
 

@@ -1,1 +1,1 @@
-
+"""Shipped with the package: networks to test on, slow references, conformance classes."""
