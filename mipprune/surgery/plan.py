@@ -16,7 +16,7 @@ from ..errors import PlanError
 from ..graph import UnitGraph
 from ..records import Record, frozen_array, read_json
 
-__all__ = ["KeptUnits", "PrunePlan", "TensorCut"]
+__all__ = ["KeptUnits", "PrunePlan", "TensorCut", "ranges"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,7 +157,7 @@ class PrunePlan(Record):
         lines = [f"keeps {self.n_kept} of {self.n_units} units"]
         for g in self.groups:
             removed = sorted(set(range(g.size)) - set(g.kept.tolist()))
-            lines.append(f"  {g.group}: {len(g.kept)} of {g.size}; removed {_ranges(removed)}")
+            lines.append(f"  {g.group}: {len(g.kept)} of {g.size}; removed {ranges(removed)}")
         return "\n".join(lines)
 
 
@@ -188,7 +188,7 @@ def _repair_attributes(module: nn.Module) -> None:
         module.num_parameters = module.weight.numel()
 
 
-def _ranges(numbers: list[int]) -> str:
+def ranges(numbers: list[int]) -> str:
     """``[0, 1, 2, 5]`` as ``0-2, 5``."""
     parts: list[list[int]] = []
     for n in numbers:
