@@ -51,6 +51,8 @@ def _modules_of(requirements: list[str]) -> set[str]:
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CORE = _modules_of(PROJECT["dependencies"])
 OPTIONAL = _modules_of([r for extra in PROJECT["optional-dependencies"].values() for r in extra]) - CORE
+#: Files that are imported only where an optional package was found.
+BEHIND = {"game/kernels.py": {"numba"}}
 
 
 class Import(NamedTuple):
@@ -105,7 +107,9 @@ def complaints(source: str, relative: str) -> Iterator[str]:
         elif top not in sys.stdlib_module_names:
             if top not in CORE | OPTIONAL:
                 yield f"{where}: {top} is not declared in pyproject.toml"
-            elif top in OPTIONAL and at_load and not for_types and not (room == "testing" and top in _TEST_TOOLS):
+            elif top in OPTIONAL - BEHIND.get(relative, set()) and at_load and not for_types and not (
+                room == "testing" and top in _TEST_TOOLS
+            ):
                 yield f"{where}: {top} is optional; import it in the function that needs it"
         if top == "torch" and (room in NO_TORCH or relative in NO_TORCH_FILES):
             yield f"{where}: this room works without torch"

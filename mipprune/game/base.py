@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import DataError
 from ..records import frozen_array
 
-__all__ = ["Game", "TableGame"]
+__all__ = ["Game", "SampleGame", "TableGame"]
 
 
 class Game(abc.ABC):
@@ -60,6 +60,46 @@ class Game(abc.ABC):
                 f"got {coalitions.dtype} of shape {coalitions.shape}"
             )
         return coalitions
+
+
+class SampleGame(Game):
+    """A game whose value is a mean over samples, so that every sample may walk coalitions of its own.
+
+    An index is linear in the value, so the mean over samples may be taken last: with a coalition order per sample, one
+    pass over the data averages ``n_samples`` independent orders at the price of one.
+    """
+
+    @property
+    @abc.abstractmethod
+    def n_samples(self) -> int:
+        """Number of samples N."""
+
+    @abc.abstractmethod
+    def sample_values(self, coalitions: np.ndarray) -> np.ndarray:
+        """Per-sample values of shared coalitions (bool, (M, n)): float64 of shape (M, N)."""
+
+    @abc.abstractmethod
+    def walk(self, orders: np.ndarray) -> np.ndarray:
+        """Marginals along orders: sample k adds the players ``orders[k]`` one by one to the empty coalition.
+
+        Args:
+            orders: integers of shape (N, n), every row a permutation of the players.
+
+        Returns:
+            float64 of shape (N, n): entry (k, i) is what sample k's value rose by when player i came in; a row sums to
+            sample k's value of the full minus the empty coalition.
+        """
+
+    @abc.abstractmethod
+    def toggle(self, masks: np.ndarray) -> np.ndarray:
+        """Differences around masks: ``v_k(S_k + i) - v_k(S_k - i)`` for every sample k and player i.
+
+        Args:
+            masks: bool of shape (N, n), row k the coalition S_k.
+
+        Returns:
+            float64 of shape (N, n).
+        """
 
 
 class TableGame(Game):

@@ -71,7 +71,7 @@ def read_data(data: Any, model: nn.Module, what: str = "calibration data", max_s
         inputs, targets = data.inputs, data.targets
     elif isinstance(data, (tuple, list)) and len(data) == 2 and not isinstance(data[1], (tuple, list)):
         inputs, targets = _inputs(data[0], what), _tensor(data[1], what)
-    elif isinstance(data, Iterable) or isinstance(data, Dataset):
+    elif isinstance(data, (Iterable, Dataset)):
         batches = DataLoader(data, batch_size=256) if isinstance(data, Dataset) else data
         inputs, targets = _from_batches(batches, what, max_samples)
     else:

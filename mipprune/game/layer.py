@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,16 @@ import torch
 
 from ..errors import DataError, ModelStateError
 from ..graph import UnitGraph
-from .base import Game
+from .base import SampleGame
 from .data import as_data
+from .fused import Chain, chain_of, fused_available, fused_toggle, fused_walk
 from .values import VALUE_FUNCTIONS, ValueFunction, check_class_targets, sample_values
+from .walks import toggle, walk
 
 __all__ = ["LayerGame"]
 
 
-class LayerGame(Game):
+class LayerGame(SampleGame):
     """Coalitions of the units of one layer, valued by running the rest of the network on them.
 
     What lies before the layer is computed once; only the operations that see the mask are run again, many coalitions
@@ -31,6 +34,7 @@ class LayerGame(Game):
             a number, or one number per sample.
         kept: bool of shape (graph.n_units,): units of *other* layers that work; all by default.
         batch_bytes: memory that one batch of coalitions may take.
+        fused: let the compiled kernel (extra ``fast``) do the walks where the suffix is a multilayer perceptron.
 
     Raises:
         UnknownLayerError, DataError: as their texts say.
@@ -46,6 +50,7 @@ class LayerGame(Game):
         *,
         kept: np.ndarray | None = None,
         batch_bytes: int = 64 << 20,
+        fused: bool = True,
     ) -> None:
         if isinstance(value, str) and value not in VALUE_FUNCTIONS:
             raise DataError(f"unknown value function {value!r}; known: {sorted(VALUE_FUNCTIONS)}, or pass a callable")
@@ -54,6 +59,7 @@ class LayerGame(Game):
         self.data = as_data(data, graph)
         self.value_function = value
         self.batch_bytes = batch_bytes
+        self.fused = fused
         self._prefix = graph.program.prefix(self.data.inputs, self.group.units, kept)
         self._dense = self._prefix.run(self._gates(np.ones((1, self.group.size), dtype=bool)))[0]
         if not bool(torch.isfinite(self._dense).all()):
@@ -107,14 +113,51 @@ class LayerGame(Game):
             out[rows] = self._per_sample(outputs).cpu().numpy()
         return out
 
+    def walk(self, orders: np.ndarray) -> np.ndarray:
+        orders = np.asarray(orders)
+        expected = np.broadcast_to(np.arange(self.n_players), orders.shape[:1] + (self.n_players,))
+        if orders.shape != (self.n_samples, self.n_players) or (np.sort(orders, axis=1) != expected).any():
+            raise DataError(f"orders: expected {self.n_samples} permutations of {self.n_players} players, one per sample")
+        if self._chain is not None:
+            return fused_walk(self._chain, orders, *self._fused_value())
+        return walk(self._round_values, orders, self._batch)
+
+    def toggle(self, masks: np.ndarray) -> np.ndarray:
+        masks = self._checked(masks)
+        if len(masks) != self.n_samples:
+            raise DataError(f"masks: expected one per sample, {self.n_samples}, got {len(masks)}")
+        if self._chain is not None:
+            return fused_toggle(self._chain, masks, *self._fused_value())
+        return toggle(self._round_values, masks, self._batch)
+
+    @functools.cached_property
+    def _chain(self) -> Chain | None:
+        """The suffix for the fused kernel, where it is of that kind and numba is installed."""
+        if not (self.fused and self.decomposes and fused_available()) or self.data.targets.device.type != "cpu":
+            return None
+        return chain_of(self._prefix, self.graph.program)
+
+    def _fused_value(self) -> tuple[str, np.ndarray, np.ndarray]:
+        return str(self.value_function), self.data.targets.numpy().astype(np.int64), self._dense.numpy()
+
+    def _round_values(self, masks: np.ndarray) -> np.ndarray:
+        """Per-sample values (M, N) where sample k of round r has the coalition ``masks[r, k]``."""
+        if not self.decomposes:
+            raise DataError("a callable value function has no per-sample values")
+        return self._per_sample(self._prefix.run(self._gates(masks))).cpu().numpy()
+
+    @property
+    def _batch(self) -> int:
+        """Coalitions of the whole data set that fit into ``batch_bytes``."""
+        return max(1, self.batch_bytes // self._prefix.bytes_per_coalition)
+
     def _per_sample(self, outputs: torch.Tensor) -> torch.Tensor:
         return sample_values(str(self.value_function), outputs, self.data.targets, self._dense)
 
     def _outputs(self, coalitions: np.ndarray) -> Any:
         """Pairs (rows, outputs (m, N, ...)) batch by batch."""
-        size = max(1, self.batch_bytes // self._prefix.bytes_per_coalition)
-        for start in range(0, len(coalitions), size):
-            rows = slice(start, min(start + size, len(coalitions)))
+        for start in range(0, len(coalitions), self._batch):
+            rows = slice(start, min(start + self._batch, len(coalitions)))
             yield rows, self._prefix.run(self._gates(coalitions[rows]))
 
     def _gates(self, coalitions: np.ndarray) -> torch.Tensor:

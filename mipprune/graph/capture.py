@@ -50,7 +50,7 @@ def capture(model: nn.Module, example: tuple[torch.Tensor, ...]) -> Capture:
     """Export ``model`` on ``example`` with a free batch dimension (dimension 0 of every input).
 
     Raises:
-        TraceError: torch.export can't follow the model, the batch size is hard-coded, or nothing tensor-like is returned.
+        TraceError: torch.export can't follow the model, the batch size is hard-coded, or no tensor is returned.
         ModelStateError: a batch-norm layer is in training mode (its buffers would be written to).
     """
     if not example or not all(isinstance(x, torch.Tensor) and x.ndim >= 1 for x in example):

@@ -1,4 +1,4 @@
-"""Run a captured network with units masked: prefix computed once, many coalitions in one batch, gates with gradients."""
+"""Run a captured network with units masked: prefix computed once, many coalitions in one batch, gradients in gates."""
 
 from __future__ import annotations
 
@@ -47,6 +47,10 @@ class Program:
         for edge, numbers in zip(edges, units, strict=True):
             if (numbers >= 0).any():
                 self._reads[edge.node.name] = _Read(edge.dim, torch.from_numpy(np.where(numbers < 0, n_units, numbers)))
+
+    def read_of(self, node: fx.Node) -> _Read | None:
+        """The units that ``node`` reads, and along which dimension of its first argument."""
+        return self._reads.get(node.name)
 
     def reads(self, node: str, units: slice) -> bool:
         """Whether the operation ``node`` reads any unit of ``units``."""
@@ -207,13 +211,17 @@ class Prefix:
 
     @torch.no_grad()
     def run(self, coalitions: torch.Tensor) -> torch.Tensor:
-        """Outputs (M, N, ...) for the float gates ``coalitions`` of shape (M, group size) on the group's units."""
+        """Outputs (M, N, ...) for the float gates ``coalitions`` on the group's units.
+
+        Their shape is (M, group size) when all samples share them, (M, N, group size) when each has its own.
+        """
         m, n = len(coalitions), self.n_samples
+        own = coalitions.repeat_interleave(n, 0) if coalitions.ndim == 2 else coalitions.flatten(0, 1)
         base = coalitions.new_ones(self.program.n_units) if self.base is None else self.base
-        gates = base.repeat(m, 1)
-        gates[:, self.units] = coalitions
+        gates = base.repeat(m * n, 1)
+        gates[:, self.units] = own
         env = {name: _folded(value, m, n) for name, value in self.boundary.items()}
-        self.program._execute(self.suffix, env, self.tensors, m * n, gates.repeat_interleave(n, 0), only=self._only)
+        self.program._execute(self.suffix, env, self.tensors, m * n, gates, only=self._only)
         out = env[self.program.captured.output.name]
         return out.reshape(m, n, *out.shape[1:])
 

@@ -35,7 +35,7 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class MaskEdge:
-    """A place where units are read: dimension ``dim`` of the first argument of ``node`` holds the units of ``labels``."""
+    """A place where units are read: ``labels`` run along dimension ``dim`` of the first argument of ``node``."""
 
     node: fx.Node
     module: str
@@ -136,7 +136,7 @@ def register_rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def apply_rule(context: Context, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Labels of ``node``'s result; raises :class:`TraceError` naming module, operation and source line without a rule."""
+    """Labels of ``node``'s result; without a rule a :class:`TraceError` names module, operation and source line."""
     context.node = node
     name = str(node.target)
     rule = _RULES.get(name) or _RULES.get(name.rpartition(".")[0])
