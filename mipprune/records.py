@@ -35,7 +35,7 @@ class Record:
     """
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data.  Arrays become ``{"dtype", "shape", "data"}``, non-finite floats the strings of their names."""
+        """Plain JSON data.  Arrays become ``{"dtype", "shape", "data"}``, non-finite floats their names."""
         out: dict[str, Any] = {"record": type(self).__name__}
         for field in dataclasses.fields(self):
             out[field.name] = _encode(getattr(self, field.name))

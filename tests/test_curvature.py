@@ -74,7 +74,8 @@ def test_head_is_the_penalised_logistic_optimum() -> None:
     weight = torch.tensor(fit.weight * scale, requires_grad=True)
     bias = torch.tensor(fit.bias.copy(), requires_grad=True)
     (F.cross_entropy(scaled @ weight.T + bias, y) + 0.5e-2 * (weight**2).sum()).backward()
-    assert weight.grad is not None and weight.grad.abs().max() < 1e-4
+    assert weight.grad is not None
+    assert weight.grad.abs().max() < 1e-4
     logits = torch.from_numpy(fit.activations @ fit.weight.T + fit.bias)
     assert fit.loss == pytest.approx(float(F.cross_entropy(logits, y)))
     assert fit.accuracy == pytest.approx(float((logits.argmax(1) == y).double().mean()))

@@ -182,7 +182,7 @@ def test_training_mode_dropout_is_refused_by_name() -> None:
 
 def test_training_mode_batch_norm_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
-    with pytest.raises(ModelStateError, match="module '1'.*eval"):
+    with pytest.raises(ModelStateError, match=r"module '1'.*eval"):
         mp.trace(model, torch.randn(2, 4))
 
 

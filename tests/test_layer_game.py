@@ -37,8 +37,8 @@ def reference(graph: mp.UnitGraph, kept: np.ndarray, x: torch.Tensor, y: torch.T
     if value == "accuracy":
         return float((logits.argmax(1) == y).double().mean())
     if value == "margin":
-        others = [max(v for j, v in enumerate(row.tolist()) if j != t) for row, t in zip(logits, y.tolist(), strict=True)]
-        return float(np.mean([row[t].item() - o for row, t, o in zip(logits, y.tolist(), others, strict=True)]))
+        rows = [(row[t], max(v for j, v in enumerate(row) if j != t)) for row, t in zip(logits.tolist(), y.tolist())]
+        return float(np.mean([own - other for own, other in rows]))
     return -float((logits - dense).norm(dim=1).mean())
 
 

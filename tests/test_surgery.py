@@ -195,7 +195,7 @@ def test_verification_catches_a_wrong_model() -> None:
     data = LabelledData((x,), torch.zeros(len(x), dtype=torch.int64))
     with pytest.raises(VerificationError, match="differs"):
         verify(graph, kept, small, data)
-    with pytest.raises(VerificationError, match="differs|shape|doesn't run"):
+    with pytest.raises(VerificationError, match=r"differs|shape|doesn't run"):
         verify(graph, kept, nn.Sequential(nn.Linear(6, 2)), data)
     with torch.no_grad():
         small[0].bias.fill_(float("nan"))

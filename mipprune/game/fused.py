@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from typing import cast
 
 import numpy as np
 import torch
@@ -76,17 +77,15 @@ def chain_of(prefix: Prefix, program: Program) -> Chain | None:
         if inputs != [previous]:
             return None
         name = str(node.target).removeprefix("aten.").partition(".")[0]
-        if name == "linear" and len(node.args) >= 2:
-            weight = prefix.tensors[node.args[1].name]  # type: ignore[union-attr]
-            bias = prefix.tensors[node.args[2].name] if len(node.args) > 2 and node.args[2] is not None else None
-            bias = weight.new_zeros(len(weight)) if bias is None else bias
+        if name == "linear":
+            weight, bias = _weight_and_bias(node, prefix.tensors)
             if before is not None:
                 weight, bias = weight * before[0], bias + weight @ before[1]
             stages.append((code, slope, weight, bias))
             code, slope, before = 0, 0.0, None
         elif name in _ACTIVATIONS and code == 0 and before is None and _plain(node, name):
             code = _ACTIVATIONS[name]
-            slope = float(node.args[1]) if name == "leaky_relu" and len(node.args) > 1 else 0.01
+            slope = float(cast(float, node.args[1])) if len(node.args) > 1 else 0.01
         elif name == "batch_norm" and before is None:
             folded = _batch_norm(node, prefix.tensors)
             if code != 0:
@@ -111,8 +110,7 @@ def _chain(
 ) -> Chain | None:
     read = program.read_of(first)
     assert read is not None
-    weight = prefix.tensors[first.args[1].name]  # type: ignore[union-attr]
-    bias = prefix.tensors[first.args[2].name] if len(first.args) > 2 and first.args[2] is not None else None
+    weight, bias = _weight_and_bias(first, prefix.tensors)
     own = (read.units >= prefix.units.start) & (read.units < prefix.units.stop)
     units = (read.units[own] - prefix.units.start).cpu()
     size = prefix.units.stop - prefix.units.start
@@ -122,7 +120,7 @@ def _chain(
     activations = source[:, own][:, order]
     columns = weight[:, own][:, order].t()
     rest = source[:, ~own] @ weight[:, ~own].t()
-    offset = rest + (0 if bias is None else bias)
+    offset = rest + bias
     for scale, shift in scale_shift:
         columns, offset = columns * scale, offset * scale + shift
     dtype = np.float64 if source.dtype == torch.float64 else np.float32
@@ -155,7 +153,13 @@ def _resolved(node: fx.Node) -> fx.Node:
 
 def _plain(node: fx.Node, name: str) -> bool:
     """Whether the activation is called with nothing but what the kernel knows."""
-    return len(node.args) == 1 + (name == "leaky_relu" and len(node.args) > 1) and not node.kwargs
+    return len(node.args) <= 1 + (name == "leaky_relu") and not node.kwargs
+
+
+def _weight_and_bias(node: fx.Node, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Parameters of a linear layer; a missing bias is zeros."""
+    weight, *bias = (tensors[a.name] for a in node.args[1:] if isinstance(a, fx.Node))
+    return weight, bias[0] if bias else weight.new_zeros(len(weight))
 
 
 def _batch_norm(node: fx.Node, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,7 +167,7 @@ def _batch_norm(node: fx.Node, tensors: dict[str, torch.Tensor]) -> tuple[torch.
     weight, bias, mean, var = (tensors[a.name] if isinstance(a, fx.Node) else None for a in node.args[1:5])
     assert mean is not None
     assert var is not None
-    scale = (var + float(node.args[7])) ** -0.5  # type: ignore[arg-type]
+    scale = (var + float(cast(float, node.args[7]))) ** -0.5
     scale = scale if weight is None else scale * weight
     return scale, (0 if bias is None else bias) - mean * scale
 

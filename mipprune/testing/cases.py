@@ -35,7 +35,8 @@ class NetworkCase:
         model = self.make().eval()
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                assert module.running_mean is not None and module.running_var is not None
+                assert module.running_mean is not None
+                assert module.running_var is not None
                 module.running_mean.normal_(0, 0.3)
                 module.running_var.uniform_(0.5, 2.0)
                 if module.affine:
