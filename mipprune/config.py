@@ -1,0 +1,241 @@
+"""The configuration file of the command line: TOML in, checked and typed sections out."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from .datasets import BUILT_IN
+from .errors import ConfigError
+
+__all__ = ["BudgetSection", "DataSection", "ModelSection", "OutputSection", "PruneSection", "RunConfig", "load_config"]
+
+
+class _Rule(NamedTuple):
+    """What a value of the right type must also be, in words and as a test."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def _is_function(name: str) -> bool:
+    return re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name) is not None
+
+
+_FUNCTION = _Rule("'package.module:function'", _is_function)
+_SOURCE = _Rule(
+    f"'package.module:function' or one of {', '.join(BUILT_IN)}", lambda name: name in BUILT_IN or _is_function(name)
+)
+_WEIGHTS = _Rule("a .safetensors, .pt or .pth file", lambda name: name.endswith((".safetensors", ".pt", ".pth")))
+_FILE_NAME = _Rule("a file name without folder", lambda name: name not in ("", ".", "..") and not {*name} & {*"/\\\0"})
+_RATIO = _Rule("above 0 and at most 1 (0.5 keeps half)", lambda value: 0 < value <= 1)
+_SHARE = _Rule("above 0 and below 1", lambda value: 0 < value < 1)
+_NATS = _Rule("a finite number of nats, at least 0", lambda value: 0 <= value < math.inf)
+_SECONDS = _Rule("above 0 seconds", lambda value: 0 < value < math.inf)
+_POSITIVE = _Rule("at least 1", lambda value: value >= 1)
+_NATURAL = _Rule("at least 0", lambda value: value >= 0)
+_JOBS = _Rule("a number of processes, or -1 for all cores", lambda value: value >= 1 or value == -1)
+
+Ratio = Annotated[float, _RATIO]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """``[model]``: the dense network.
+
+    Attributes:
+        factory: ``"package.module:function"``; called without arguments, returns the ``nn.Module``.
+        weights: its state dict, relative to the configuration file; without it the factory's own weights are used.
+    """
+
+    factory: Annotated[str, _FUNCTION]
+    weights: Annotated[str, _WEIGHTS] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSection:
+    """``[data]``: what the network classifies.
+
+    Attributes:
+        source: a name of :data:`mipprune.datasets.BUILT_IN` or ``"package.module:function"``.
+        holdout: share of the data to set apart for the report, where the source has no held-out part of its own.
+    """
+
+    source: Annotated[str, _SOURCE]
+    holdout: Annotated[float, _SHARE] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetSection:
+    """``[prune] budget``: the share of each dense cost that may stay."""
+
+    macs: Ratio | None = None
+    params: Ratio | None = None
+    units: Ratio | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneSection:
+    """``[prune]``: the keywords of :func:`mipprune.prune`, with its defaults; exactly one of the first two is given."""
+
+    budget: BudgetSection | None = None
+    tolerance: Annotated[float, _NATS] | None = None
+    minimize: Literal["units", "params", "macs"] = "units"
+    layers: tuple[str, ...] | None = None
+    pin: tuple[str, ...] = ()
+    min_keep: Annotated[int, _POSITIVE] = 1
+    surrogate: Literal["quadratic", "additive", "head"] = "quadratic"
+    stages: Annotated[int, _POSITIVE] | None = None
+    repair: tuple[Literal["bn"], ...] = ("bn",)
+    solver: Literal["highs", "scip", "cbc"] = "highs"
+    time_limit: Annotated[float, _SECONDS] | None = None
+    n_jobs: Annotated[int, _JOBS] = 1
+    seed: Annotated[int, _NATURAL] = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputSection:
+    """``[output]``: where results go.
+
+    Attributes:
+        dir: folder, relative to the configuration file; made when needed.
+        name: what the result files' names begin with; the configuration file's own name by default.
+    """
+
+    dir: str = "pruned"
+    name: Annotated[str, _FILE_NAME] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A configuration file that was read and checked.
+
+    Attributes:
+        path: of the file; what it names is looked up from its folder.
+    """
+
+    path: Path
+    model: ModelSection
+    data: DataSection
+    prune: PruneSection
+    output: OutputSection
+
+    @property
+    def folder(self) -> Path:
+        return self.path.absolute().parent
+
+    @property
+    def output_dir(self) -> Path:
+        return self.folder / self.output.dir
+
+    @property
+    def output_name(self) -> str:
+        return self.output.name or self.path.stem
+
+
+def load_config(path: str | os.PathLike[str]) -> RunConfig:
+    """Read and check a configuration file; nothing it names is imported or opened.
+
+    Raises:
+        ConfigError: not TOML, an unknown key (the text names the nearest one), a missing key, a value of a wrong type
+            or out of range, or not exactly one of a budget and a tolerance.
+        OSError: the file can't be read.
+    """
+    path = Path(path)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    sections = {"model": ModelSection, "data": DataSection, "prune": PruneSection, "output": OutputSection}
+    _refuse_unknown(path, "", content, list(sections))
+    read = {name: _section(kind, content.get(name, {}), path, name) for name, kind in sections.items()}
+    config = RunConfig(path, **read)
+    wanted = config.prune
+    given = [r for r in ("macs", "params", "units") if wanted.budget and getattr(wanted.budget, r) is not None]
+    if bool(given) == (wanted.tolerance is not None):
+        found = "both" if given else "neither"
+        raise ConfigError(f"{path}: [prune] needs exactly one of 'budget' (for example budget = {{ macs = 0.5 }}) and "
+                          f"'tolerance' (for example tolerance = 0.05, in nats); it has {found}")
+    if config.data.source in BUILT_IN and config.data.holdout is not None:
+        raise ConfigError(f"{path}: 'data.holdout': the built-in data {config.data.source!r} has its own held-out "
+                          f"part; remove the key")
+    return config
+
+
+def _refuse_unknown(path: Path, where: str, table: dict[str, Any], known: list[str]) -> None:
+    for key in table:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {where + close[0]!r}?" if close else f"known here: {', '.join(known)}"
+            raise ConfigError(f"{path}: unknown {'key' if where else 'section'} {where + key!r}; {hint}")
+
+
+def _section(kind: type, table: Any, path: Path, where: str) -> Any:
+    """The dataclass ``kind`` from a TOML table."""
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: {where!r}: expected a table, got {table!r}")
+    hints = typing.get_type_hints(kind, include_extras=True)
+    _refuse_unknown(path, f"{where}.", table, list(hints))
+    for field in dataclasses.fields(kind):
+        if field.default is dataclasses.MISSING and field.name not in table:
+            raise ConfigError(f"{path}: [{where}] lacks the key {field.name!r}: {_expected(hints[field.name])}")
+    return kind(**{key: _value(value, hints[key], path, f"{where}.{key}") for key, value in table.items()})
+
+
+def _value(value: Any, hint: Any, path: Path, where: str) -> Any:
+    """``value`` as ``hint`` wants it; TOML has no null, so the ``None`` of an optional key can't be written."""
+    hint = _without_none(hint)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _section(typing.cast(type, hint), value, path, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_value(item, args[0], path, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Annotated:
+        plain = _value(value, args[0], path, where)
+        if args[1].holds(plain):
+            return plain
+    elif origin is Literal:
+        if value in args and isinstance(value, str):
+            return value
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(hint, type) and type(value) is hint:  # a bool is no int here
+        return value
+    close = difflib.get_close_matches(value, _names(hint), n=1) if isinstance(value, str) else []
+    hint_text = f"; did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(f"{path}: {where!r}: expected {_expected(hint)}, got {value!r}{hint_text}")
+
+
+def _without_none(hint: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    return hint
+
+
+def _expected(hint: Any) -> str:
+    """A type hint in words."""
+    hint = _without_none(hint)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return f"{_expected(args[0])}, {args[1].text}"
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, args))}"
+    if origin is tuple:
+        return f"a list, each {_expected(args[0])}"
+    return {str: "a string", int: "a whole number", float: "a number"}[hint]
+
+
+def _names(hint: Any) -> list[str]:
+    """The names that a value may be one of."""
+    if typing.get_origin(hint) is Literal:
+        return list(typing.get_args(hint))
+    return list(BUILT_IN) if _SOURCE in typing.get_args(hint) else []
