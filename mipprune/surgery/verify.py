@@ -43,7 +43,7 @@ def verify(
     worst, scale = 0.0, 0.0
     runner = copy.deepcopy(small).eval()
     first = next(p for p in graph.model.parameters() if p.is_floating_point())
-    gates = torch.from_numpy(np.asarray(kept, dtype=bool)).to(first.device, first.dtype)
+    gates = torch.from_numpy(np.array(kept, dtype=bool)).to(first.device, first.dtype)
     with torch.no_grad():
         for part in data.batches():
             masked = graph.program.run(part.inputs, gates)
