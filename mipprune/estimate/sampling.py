@@ -1,0 +1,189 @@
+"""The sampling loop: evaluates a game under a budget, a clock and Ctrl-C, and gathers replicates in blocks."""
+
+from __future__ import annotations
+
+import abc
+import math
+import time
+from typing import Any
+
+import numpy as np
+
+from ..errors import BudgetError, DataError, MissingDependencyError
+from ..game.base import Game
+from .blocks import BlockSums
+from .designs import Design
+
+__all__ = [
+    "BATCH_SIZE", "Clock", "CoalitionSource", "Evaluator", "OutOfTimeError", "Source", "gather", "replicates_for",
+]
+
+#: Coalitions per call of ``Game.values`` unless told otherwise.
+BATCH_SIZE = 2048
+
+
+class OutOfTimeError(BudgetError):
+    """The time limit passed before there was a result."""
+
+
+class Clock:
+    """Seconds since construction, and a limit on them."""
+
+    def __init__(self, time_limit: float | None) -> None:
+        if time_limit is not None and not time_limit > 0:
+            raise BudgetError(f"time_limit={time_limit}: must be a positive number of seconds, or None")
+        self.time_limit = time_limit
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def check(self, projected: float = 0.0) -> None:
+        """Raise :class:`OutOfTimeError` when the time is up, or ``projected`` seconds from the start are past it."""
+        if self.time_limit is not None and max(self.seconds, projected) > self.time_limit:
+            raise OutOfTimeError(f"the time limit of {self.time_limit:g} s ran out")
+
+
+class Evaluator:
+    """Values of coalitions in batches, checked to be finite.
+
+    Args:
+        game: the game.
+        batch_size: coalitions per call of ``game.values``; changes speed and memory, not the coalitions.
+        clock: looked at before every call.
+        progress: show a tqdm bar that counts evaluations; use as a context manager to close it.
+    """
+
+    def __init__(self, game: Game, batch_size: int, clock: Clock, progress: bool = False) -> None:
+        if batch_size < 1:
+            raise BudgetError(f"batch_size={batch_size}: must be at least 1")
+        self.game, self.batch_size, self.clock = game, batch_size, clock
+        self._bar: Any = _bar() if progress else None
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def announce(self, n_evals: int | None) -> None:
+        """Tell the progress bar how many evaluations there will be."""
+        if self._bar is not None:
+            self._bar.total = n_evals
+            self._bar.refresh()
+
+    def values(self, coalitions: np.ndarray) -> np.ndarray:
+        """Values of the coalitions (bool, (M, n)): float64 (M,).
+
+        Raises:
+            DataError: the game returned something of another shape, or a value that isn't finite.
+            OutOfTimeError: the time limit passed.
+        """
+        out = np.empty(len(coalitions))
+        for at in range(0, len(coalitions), self.batch_size):
+            self.clock.check()
+            batch = coalitions[at : at + self.batch_size]
+            values = np.asarray(self.game.values(batch))
+            if values.shape != (len(batch),):
+                raise DataError(f"the game returned values of shape {values.shape} for {len(batch)} coalitions")
+            bad = np.flatnonzero(~np.isfinite(values))
+            if len(bad):
+                raise DataError(self._complaint(batch[bad[0]], float(values[bad[0]]), len(bad), len(batch)))
+            out[at : at + len(batch)] = values
+            if self._bar is not None:
+                self._bar.update(len(batch))
+        return out
+
+    def _complaint(self, coalition: np.ndarray, value: float, n_bad: int, n: int) -> str:
+        names = self.game.player_names
+        out = [names[i] for i in np.flatnonzero(~coalition)]
+        shown = ", ".join(out[:8]) + (", ..." if len(out) > 8 else "")
+        return (
+            f"the game's value is {value} with {len(out)} of {len(names)} players out ({shown or 'none'}); {n_bad} of "
+            f"{n} coalitions in this batch. An index needs finite values: clip the value function, or pin the "
+            "players without which it is not defined (PinnedGame)"
+        )
+
+
+class Source(abc.ABC):
+    """Independent unbiased vectors, by number.  A game with a faster way than asking for coalitions is another source.
+
+    Attributes:
+        size: length of a vector.
+        cost: coalition evaluations that one replicate stands for.
+    """
+
+    size: int
+    cost: int
+
+    @abc.abstractmethod
+    def replicates(self, first: int, count: int) -> np.ndarray:
+        """Replicates number ``first .. first + count - 1``: float64 (count, size), the same for every split."""
+
+
+class CoalitionSource(Source):
+    """A design whose coalitions are evaluated by an :class:`Evaluator`."""
+
+    def __init__(self, design: Design, evaluator: Evaluator) -> None:
+        self.design, self.evaluator = design, evaluator
+        self.size, self.cost = design.size, design.cost
+
+    def replicates(self, first: int, count: int) -> np.ndarray:
+        draw = self.design.draw(first, count)
+        values = self.evaluator.values(self.design.coalitions(draw))
+        return self.design.vectors(draw, values.reshape(count, self.cost))
+
+
+def replicates_for(n_evals: int, fixed: int, cost: int, what: str, hint: str = "") -> int:
+    """Replicates that a budget of coalition evaluations pays for, after ``fixed`` ones; at least 2.
+
+    Raises:
+        BudgetError: fewer than 2; a standard error needs two.
+    """
+    if n_evals < fixed + 2 * cost:
+        raise BudgetError(f"n_evals={n_evals} is too small: {what} needs at least {fixed + 2 * cost} evaluations{hint}")
+    return (n_evals - fixed) // cost if cost else 2
+
+
+def gather(source: Source, n_replicates: int | None, chunk_evals: int) -> tuple[BlockSums, str]:
+    """Run a source until it has ``n_replicates`` (None: until the clock of the source says stop).
+
+    Chunks grow 1, 2, 4, ... replicates up to about ``chunk_evals`` evaluations: an early stop finds something, and
+    the schedule does not look at the time, so a run can be repeated exactly.
+
+    Returns:
+        The blocks, and why it stopped: "completed", "time_limit" or "interrupted" (Ctrl-C).
+
+    Raises:
+        OutOfTimeError, KeyboardInterrupt: stopped before there were 2 replicates.
+    """
+    blocks, termination = BlockSums.empty(source.size), "completed"
+    chunk, largest = 1, max(1, chunk_evals // max(source.cost, 1))
+    target: float = math.inf if n_replicates is None else n_replicates
+    try:
+        while blocks.n_replicates < target:
+            count = int(min(chunk, target - blocks.n_replicates))
+            blocks = blocks.added(source.replicates(blocks.n_replicates, count))
+            chunk = min(2 * chunk, largest)
+    except OutOfTimeError as error:
+        termination = "time_limit"
+        if blocks.n_replicates < 2:
+            raise OutOfTimeError(
+                f"{error} after {blocks.n_replicates} replicate(s) of {source.cost} evaluations; "
+                "a standard error needs 2: raise time_limit"
+            ) from None
+    except KeyboardInterrupt:
+        termination = "interrupted"
+        if blocks.n_replicates < 2:
+            raise
+    return blocks, termination
+
+
+def _bar() -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise MissingDependencyError("progress=True needs tqdm: pip install tqdm, or pass progress=False") from error
+    return tqdm(unit=" evals", unit_scale=True, leave=False)
