@@ -62,7 +62,7 @@ def expand_gates(
     blocks = [np.zeros((g.size, g.size)) for g in graph.groups]
     loss = 0.0
     for part in data.batches(batch_size):
-        gates = torch.from_numpy(kept).to(part.inputs[0].device, _float_type(graph)).repeat(len(part), 1)
+        gates = torch.tensor(kept).to(part.inputs[0].device, _float_type(graph)).repeat(len(part), 1)
         gates.requires_grad_(True)
         logits = graph.program.run(part.inputs, gates)
         check_class_targets(logits, part.targets, "calibration data")

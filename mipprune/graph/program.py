@@ -105,7 +105,7 @@ class Program:
         tensors = self._tensors()
         env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
         before = self._needed([n for n in self.captured.nodes if n.name not in first], read)
-        base = None if kept is None else torch.from_numpy(np.asarray(kept)).to(inputs[0].device, _gate_dtype(inputs))
+        base = None if kept is None else torch.tensor(np.asarray(kept)).to(inputs[0].device, _gate_dtype(inputs))
         with torch.no_grad():
             self._execute(before, env, tensors, len(inputs[0]), base, keep=read)
         boundary = {name: env[name] for name in read if name in env}
