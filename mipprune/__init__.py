@@ -1,1 +1,43 @@
-"""mipprune: prune PyTorch networks by optimisation."""
+"""mipprune: prune PyTorch networks by optimisation, and say what is proved about the answer.
+
+Everything public hangs off this module (``import mipprune as mp``).  Names are loaded when first used, so that
+solving stored problems never imports torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from .lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from . import errors, graph, solve, surrogate
+    from . import surrogate as surrogates
+    from .costs import BilinearCost, CostModel
+    from .curvature import expand_gates, fit_linear_head
+    from .errors import MipPruneError
+    from .estimate import banzhaf, compare, interactions, leave_one_out, semivalue, shapley
+    from .game import Game, LayerGame, TableGame
+    from .graph import UnitGraph, trace
+    from .pruning import LossIncrease, Macs, Params, PruneResult, Units, prune
+    from .solve import Problem, Solution, solve
+    from .surgery import PrunePlan, load, recalibrate_batch_norm, save, verify
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "surrogate": "", "solve": "",
+    "surgery": "", "testing": "",
+    "BilinearCost": "costs", "CostModel": "costs",
+    "MipPruneError": "errors",
+    "UnitGraph": "graph", "trace": "graph",
+    "Game": "game", "LayerGame": "game", "TableGame": "game",
+    "banzhaf": "estimate", "compare": "estimate", "interactions": "estimate", "leave_one_out": "estimate",
+    "semivalue": "estimate", "shapley": "estimate",
+    "expand_gates": "curvature", "fit_linear_head": "curvature",
+    "Problem": "solve", "Solution": "solve",
+    "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
+    "prune": "pruning",
+    "PrunePlan": "surgery", "load": "surgery", "recalibrate_batch_norm": "surgery", "save": "surgery",
+    "verify": "surgery",
+}
+__getattr__ = lazy_attributes(__name__, _HOMES)
+__all__ = ["__version__", *_HOMES]

@@ -229,6 +229,11 @@ def test_in_place_write_is_seen_by_later_readers() -> None:
     torch.testing.assert_close(mp.trace(model, x).program.run([x]), model(x))
 
 
+def test_an_example_that_does_not_fit() -> None:
+    with pytest.raises(TraceError, match=r"doesn't run on inputs of shape \(2, 5\)"):
+        mp.trace(Oddities(lambda m, x: m.fc2(m.fc1(x))).eval(), torch.randn(1, 5))
+
+
 @pytest.mark.parametrize("example", [torch.randn(0, 4), "x", ()], ids=["empty", "text", "nothing"])
 def test_bad_example_input(example: object) -> None:
     with pytest.raises(mp.errors.DataError, match="example_input"):

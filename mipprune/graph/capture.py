@@ -6,6 +6,7 @@ every operation which module and source line it comes from, and ends in about a 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import operator
 import warnings
@@ -59,6 +60,7 @@ def capture(model: nn.Module, example: tuple[torch.Tensor, ...]) -> Capture:
         raise DataError("example_input holds no sample")
     # torch.export takes a dimension of size 1 for a constant, so it is shown a batch of two
     example = tuple(torch.cat([x[:1], x[:1]]) for x in example)
+    _try_run(model, example)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -99,6 +101,17 @@ def capture(model: nn.Module, example: tuple[torch.Tensor, ...]) -> Capture:
         raise TraceError(f"{type(model).__name__}.forward returns no tensor that depends on its input")
     nodes = tuple(n for n in graph.nodes if n.op == "call_function")
     return Capture(nodes, tuple(inputs), shapes, tensors, constants, outputs[0], tuple(outputs))
+
+
+def _try_run(model: nn.Module, example: tuple[torch.Tensor, ...]) -> None:
+    """Run the model once, so that an input that doesn't fit is told apart from a model that can't be captured."""
+    trial = copy.deepcopy(model) if any(m.training for m in model.modules()) else model  # batch-norm would learn
+    try:
+        with torch.no_grad():
+            trial(*example)
+    except Exception as error:  # whatever the user's forward raises
+        shapes = ", ".join(str(tuple(x.shape)) for x in example)
+        raise TraceError(f"{type(model).__name__} doesn't run on inputs of shape {shapes}: {error}") from error
 
 
 def describe(node: fx.Node, *, source: bool = True) -> str:

@@ -1,0 +1,70 @@
+"""What a user asks for: a budget of some resource, or a tolerance on the loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from ..costs import CostModel
+from ..errors import BudgetError
+
+__all__ = ["Budget", "LossIncrease", "Macs", "Params", "Units"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """At most ``ratio`` of the dense cost in ``resource``; use :class:`Macs`, :class:`Params`, :class:`Units`.
+
+    Attributes:
+        ratio: above 0, at most 1.
+    """
+
+    ratio: float
+    resource: str = dataclasses.field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        if not self.resource:
+            raise BudgetError("use Macs(ratio), Params(ratio) or Units(ratio)")
+        if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)) or not 0 < self.ratio <= 1:
+            raise BudgetError(f"{type(self).__name__}({self.ratio!r}): a budget is a share of the dense network's "
+                              f"{self.resource}, above 0 and at most 1 (0.5 keeps half)")
+
+    def limit(self, costs: CostModel) -> int:
+        """The budget in absolute terms, rounded down."""
+        return math.floor(self.ratio * costs.cost(self.resource, costs.sizes) + 1e-9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Macs(Budget):
+    """At most ``ratio`` of the dense multiply-adds per sample."""
+
+    resource: str = dataclasses.field(default="macs", init=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Params(Budget):
+    """At most ``ratio`` of the dense parameters."""
+
+    resource: str = dataclasses.field(default="params", init=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Units(Budget):
+    """At most ``ratio`` of the prunable units."""
+
+    resource: str = dataclasses.field(default="units", init=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossIncrease:
+    """The pruned network's mean cross-entropy on the calibration data may exceed the dense one's by ``nats``.
+
+    Attributes:
+        nats: at least 0.
+    """
+
+    nats: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.nats, bool) or not isinstance(self.nats, (int, float)) or not 0 <= self.nats < math.inf:
+            raise BudgetError(f"LossIncrease({self.nats!r}): the tolerance must be a number of nats, at least 0")

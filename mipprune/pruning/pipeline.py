@@ -1,0 +1,266 @@
+"""``prune``: the short road through the whole house."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..errors import BudgetError, ConfigError, DataError, ModelStateError
+from ..game import LabelledData, as_data
+from ..game.data import read_data
+from ..graph import UnitGraph, trace
+from ..solve import Solution
+from ..surgery import PrunePlan, verify
+from .baseline import magnitude_mask
+from .measure import measure
+from .options import Budget, LossIncrease
+from .result import LayerReport, PruneReport, PruneResult
+from .search import Candidate, OutOfTime, Searcher, Stage, under_budget, within_tolerance
+from .surrogates import SURROGATES
+
+__all__ = ["prune"]
+
+REPAIRS = ("bn",)
+DEFAULT_STAGES = 4
+
+
+def prune(
+    model: nn.Module,
+    data: Any,
+    *,
+    budget: Budget | Sequence[Budget] | None = None,
+    tolerance: LossIncrease | None = None,
+    minimize: str = "units",
+    layers: Iterable[str] | None = None,
+    pin: Iterable[str] = (),
+    min_keep: int = 1,
+    surrogate: str = "quadratic",
+    stages: int | None = None,
+    repair: Sequence[str] = ("bn",),
+    holdout: Any = 0.25,
+    example_input: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
+    solver: str = "highs",
+    time_limit: float | None = None,
+    n_jobs: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+) -> PruneResult:
+    """Prune a trained classifier: the best network under a budget, or the cheapest one within a tolerance.
+
+    Every layer's loss is modelled apart, as a convex function of the units removed there; each layer yields the best
+    loss for every size, with a bound; a mixed-integer program picks the sizes under the exact global cost; the
+    result is cut out, checked against the masked network, repaired and measured.
+
+    Args:
+        model: the trained network, in evaluation mode; neither changed nor kept.
+        data: calibration data the network classifies: ``(inputs, targets)``, a ``Dataset`` or an iterable of batches.
+        budget: ``Macs(0.5)``, ``Params(0.3)``, ``Units(0.4)`` or several of them, all to be met.
+        tolerance: ``LossIncrease(nats)``: the pruned, repaired network's mean cross-entropy on the calibration data
+            exceeds the dense one's by at most that; exactly one of ``budget`` and ``tolerance`` is given.
+        minimize: with a tolerance, what is made small: ``"units"``, ``"params"`` or ``"macs"``.
+        layers: module paths of the layers to prune; all prunable ones by default.
+        pin: module paths of layers to leave alone.
+        min_keep: fewest units to keep in every group, at least 1.
+        surrogate: ``"quadratic"``, ``"additive"`` or ``"head"``, see
+            :func:`mipprune.pruning.surrogates.layer_surrogates`.
+        stages: how often the surrogate is measured anew while units leave.  By default both 1 and 4 stages are tried
+            and the network with the lower calibration loss (or cost, with a tolerance) wins; ``"head"`` uses 1.
+        repair: ``("bn",)`` re-estimates batch-norm statistics on the calibration data; ``()`` leaves the network as cut.
+        holdout: data for the report alone, never for the selection; a number is the share of ``data`` to set apart.
+        example_input: what to trace with; the first calibration sample by default.
+        solver: backend of the recombination: ``"highs"``, ``"scip"`` or ``"cbc"``.
+        time_limit: seconds; when they have passed the best network so far is returned.
+        n_jobs: layers solved at a time, through joblib (``joblib.parallel_config`` is obeyed).
+        seed: of the held-out split and of sampled estimates.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        A :class:`PruneResult`; ``print(result)`` shows it.  Ctrl-C and the time limit return the best network so far,
+        ``result.solution.termination`` says which it was.
+
+    Raises:
+        BudgetError, InfeasibleError: the requirement can't be read, or can't be met; the text names the nearest value.
+        TraceError, ModelStateError, UnknownLayerError, DataError, ConfigError: as their texts say.
+        VerificationError: the smaller network doesn't compute what the masked one does; nothing is returned then.
+    """
+    begin = time.monotonic()
+    budgets = _requirement(budget, tolerance)
+    _check_options(minimize, min_keep, surrogate, stages, repair, time_limit)
+    graph, calibration, held_out = _prepare(model, data, holdout, example_input, seed)
+    allowed = graph.units_of(layers) if layers is not None else np.ones(graph.n_units, dtype=bool)
+    pinned = ~allowed | graph.units_of(pin)
+    if not graph.groups:
+        reasons = "\n".join(f"  {p.module}: {p.reason}" for p in graph.pinned)
+        raise BudgetError(f"the network has no prunable unit:\n{reasons}")
+    limits = {b.resource: b.limit(graph.costs) for b in budgets}
+    first = magnitude_mask(graph, limits, pinned, min_keep)
+    with _bar(progress) as bar:
+        search = Searcher(
+            graph=graph, data=calibration, surrogate=surrogate, pinned=pinned, min_keep=min_keep, repair=tuple(repair),
+            solver=solver, n_jobs=n_jobs, seed=seed, deadline=None if time_limit is None else begin + time_limit,
+            tick=lambda what: _tick(bar, what),
+        )
+        best, termination = _search(search, limits, tolerance, minimize, stages, first)
+    task = _describe(budgets, tolerance, minimize)
+    return _finish(search, best, termination, task, "drop" if budgets else minimize, limits, held_out, begin)
+
+
+def _requirement(budget: Any, tolerance: Any) -> tuple[Budget, ...]:
+    if (budget is None) == (tolerance is None):
+        raise BudgetError("give exactly one of budget= (for example Macs(0.5)) and tolerance= (LossIncrease(0.05))")
+    if tolerance is not None:
+        if not isinstance(tolerance, LossIncrease):
+            raise BudgetError(f"tolerance: expected LossIncrease(nats), got {tolerance!r}")
+        return ()
+    budgets = (budget,) if isinstance(budget, Budget) else budget
+    if not isinstance(budgets, (tuple, list)) or not budgets or not all(isinstance(b, Budget) for b in budgets):
+        raise BudgetError(f"budget: expected Macs(ratio), Params(ratio), Units(ratio) or several, got {budget!r}")
+    if len({b.resource for b in budgets}) < len(budgets):
+        raise BudgetError("budget: one budget per resource")
+    return tuple(budgets)
+
+
+def _check_options(
+    minimize: str, min_keep: int, surrogate: str, stages: int | None, repair: Sequence[str], time_limit: float | None
+) -> None:
+    if minimize not in ("units", "params", "macs"):
+        raise BudgetError(f"minimize: expected 'units', 'params' or 'macs', got {minimize!r}")
+    if min_keep < 1:
+        raise BudgetError(f"min_keep must be at least 1, got {min_keep}: a layer without units can't be built")
+    if surrogate not in SURROGATES:
+        raise ConfigError(f"unknown surrogate {surrogate!r}; known: {sorted(SURROGATES)}")
+    if stages is not None and stages < 1:
+        raise ConfigError(f"stages must be at least 1, got {stages}")
+    if isinstance(repair, str) or any(r not in REPAIRS for r in repair):
+        raise ConfigError(f"repair: expected a sequence out of {REPAIRS}, got {repair!r}")
+    if time_limit is not None and not time_limit > 0:
+        raise ConfigError(f"time_limit must be above 0 seconds, got {time_limit}")
+
+
+def _prepare(
+    model: nn.Module, data: Any, holdout: Any, example_input: Any, seed: int
+) -> tuple[UnitGraph, LabelledData, LabelledData]:
+    """Trace, read the data, and set the held-out part aside before anything looks at it."""
+    if next(iter(model.parameters()), None) is None:
+        raise ModelStateError(f"{type(model).__name__} has no parameters")
+    samples = read_data(data, model)
+    if len(samples) == 0:
+        raise DataError("calibration data is empty")
+    graph = trace(model, example_input if example_input is not None else tuple(x[:1] for x in samples.inputs))
+    calibration = as_data(samples, graph)
+    if isinstance(holdout, (int, float)) and not isinstance(holdout, bool):
+        if not 0 < holdout < 1:
+            raise ConfigError(f"holdout: a share must lie between 0 and 1, got {holdout}")
+        return graph, *calibration.split(holdout, seed)
+    return graph, calibration, as_data(holdout, graph, "held-out data")
+
+
+def _search(
+    search: Searcher, limits: dict[str, int], tolerance: LossIncrease | None, minimize: str, stages: int | None,
+    first: np.ndarray,
+) -> tuple[Candidate, str]:
+    """Run the strategies; Ctrl-C and the time limit end them early, and the best candidate so far is what counts."""
+    follows = SURROGATES[search.surrogate][1] and search.surrogate != "additive"
+    plans = [stages] if stages is not None else [1, DEFAULT_STAGES] if follows else [1]
+    found: list[Candidate] = []
+    termination = "optimal"
+    try:
+        for count in plans:
+            if tolerance is None:
+                under_budget(search, limits, count, found)
+            else:
+                within_tolerance(search, tolerance.nats, minimize, count, found)
+    except OutOfTime:
+        termination = "time_limit"
+    except KeyboardInterrupt:
+        termination = "interrupted"
+    if not found:
+        found.append(Candidate(first, search.truth(first), ()))
+    costs = search.graph.costs
+    if tolerance is None:
+        best = min(found, key=lambda c: c.quality.loss)
+    else:
+        best = min(found, key=lambda c: (costs.cost(minimize, costs.counts(c.kept)), c.quality.loss))
+    if termination == "optimal" and best.stages:
+        termination = best.stages[-1].termination
+    return best, termination
+
+
+def _finish(
+    search: Searcher, best: Candidate, termination: str, task: str, objective: str, limits: dict[str, int],
+    held_out: LabelledData, begin: float,
+) -> PruneResult:
+    """Cut, check, repair, measure; everything in the report is recomputed here from the final mask."""
+    graph, data = search.graph, search.data
+    plan = PrunePlan.from_mask(graph, best.kept)
+    small = plan.apply(graph.model)
+    checked = verify(graph, best.kept, small, data)
+    small = search.deployed(best.kept)
+    counts = graph.costs.counts(best.kept)
+    spent = {r: graph.costs.cost(r, counts) for r in graph.costs.resources}
+    dense, pruned = measure(graph.model, data), measure(small, data)
+    baseline = search.deployed(magnitude_mask(graph, limits or {"macs": spent["macs"]}, search.pinned, search.min_keep))
+    last = best.stages[-1] if best.stages else None
+    solution = Solution(
+        kept=best.kept,
+        objective=_objective(last, objective, spent, pruned.loss - dense.loss),
+        bound=last.bound if last else -np.inf,
+        drop=last.surrogate_drop if last else 0.0,
+        costs=spent,
+        objective_kind=objective,
+        termination=termination,
+        solver=last.solver if last else "magnitude",
+        version=last.version if last else "",
+        seconds=sum(stage.seconds for stage in best.stages),
+        true_drop=pruned.loss - dense.loss,
+    )
+    fewest = np.maximum(np.minimum(search.min_keep, graph.costs.sizes), graph.costs.counts(search.pinned))
+    report = PruneReport(
+        task=task,
+        surrogate=search.surrogate,
+        solution=solution,
+        stages=best.stages,
+        layers=tuple(
+            LayerReport(g.name, g.size, int(k), int(f)) for g, k, f in zip(graph.groups, counts, fewest, strict=True)
+        ),
+        pinned=tuple(f"{p.module} ({p.n_units} outputs): {p.reason}" for p in graph.pinned),
+        costs_dense={r: graph.costs.cost(r, graph.costs.sizes) for r in graph.costs.resources},
+        costs_pruned=spent,
+        dense=measure(graph.model, held_out, "held-out data"),
+        pruned=measure(small, held_out, "held-out data"),
+        baseline=measure(baseline, held_out, "held-out data"),
+        dense_calibration=dense,
+        pruned_calibration=pruned,
+        verification=checked,
+        repair=search.repair if any(True for _ in search.repair) else (),
+        seconds=time.monotonic() - begin,
+    )
+    return PruneResult(small, plan, report)
+
+
+def _objective(last: Stage | None, objective: str, spent: dict[str, int], true_drop: float) -> float:
+    if objective != "drop":
+        return float(spent[objective])
+    return last.objective if last else true_drop
+
+
+def _describe(budgets: tuple[Budget, ...], tolerance: LossIncrease | None, minimize: str) -> str:
+    if tolerance is not None:
+        return f"fewest {minimize} within +{tolerance.nats:g} nats"
+    return "best at " + ", ".join(f"{b.ratio:.0%} {b.resource}" for b in budgets)
+
+
+def _bar(progress: bool) -> Any:
+    return tqdm(desc="pruning", disable=not progress, leave=False, bar_format="{desc}: {elapsed} {postfix}")
+
+
+def _tick(bar: Any, what: str) -> None:
+    bar.set_postfix_str(what)
+    bar.update()

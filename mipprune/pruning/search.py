@@ -1,0 +1,199 @@
+"""The search: surrogates per layer, size-loss curves, recombination under the global requirement, truth checked.
+
+One :class:`Searcher` holds what stays fixed; :func:`under_budget` and :func:`within_tolerance` are the two strategies.
+Every mask that they return was built, repaired and measured as a real smaller network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import joblib
+import numpy as np
+from torch import nn
+
+from ..game import LabelledData
+from ..graph import UnitGraph
+from ..records import Record, frozen_array
+from ..solve import Recombination, SizeCurve, recombine, size_curve
+from ..surgery import PrunePlan, recalibrate_batch_norm
+from .measure import Quality, measure
+from .surrogates import layer_surrogates
+
+__all__ = ["Candidate", "Searcher", "Stage", "under_budget", "within_tolerance"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stage(Record):
+    """One re-expansion of the surrogate and the problem that was solved around it.
+
+    Attributes:
+        kept: bool (n_units,), the incumbent.
+        objective, bound: of the stage's separable surrogate problem; the bound holds for every mask inside the mask
+            that the stage started from.
+        surrogate_drop: predicted loss increase against the stage's starting mask, in nats.
+        true_drop: measured loss increase against the same mask after repair, on the calibration data, in nats.
+        max_drop: limit on ``surrogate_drop`` in the stage's problem, if it had one.
+        termination, solver, version, seconds: of the recombination.
+    """
+
+    kept: np.ndarray
+    objective: float
+    bound: float
+    surrogate_drop: float
+    true_drop: float
+    max_drop: float | None
+    termination: str
+    solver: str
+    version: str
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A mask that was really built, and the chain of stages that led to it."""
+
+    kept: np.ndarray
+    quality: Quality
+    stages: tuple[Stage, ...]
+
+
+class OutOfTime(Exception):
+    """The time limit passed between two steps of the search."""
+
+
+@dataclasses.dataclass
+class Searcher:
+    """What stays fixed during a search, and the best candidate so far."""
+
+    graph: UnitGraph
+    data: LabelledData
+    surrogate: str
+    pinned: np.ndarray
+    min_keep: int
+    repair: tuple[str, ...]
+    solver: str
+    n_jobs: int
+    seed: int
+    deadline: float | None
+    tick: Callable[[str], None]
+
+    def remaining(self) -> float | None:
+        """Seconds left, or ``None`` without a limit; raises :class:`OutOfTime` when there are none."""
+        if self.deadline is None:
+            return None
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise OutOfTime
+        return left
+
+    def deployed(self, kept: np.ndarray) -> nn.Module:
+        """The smaller network of a mask, repaired."""
+        small = PrunePlan.from_mask(self.graph, kept).apply(self.graph.model)
+        if "bn" in self.repair and not kept.all():
+            recalibrate_batch_norm(small, self.data)
+        return small
+
+    def truth(self, kept: np.ndarray) -> Quality:
+        """Quality of the deployed network on the calibration data."""
+        return measure(self.deployed(kept), self.data)
+
+    def curves(self, kept: np.ndarray) -> list[SizeCurve]:
+        """Size-loss curve of every group around the mask ``kept``; units that are off stay off."""
+        self.tick("measuring")
+        surrogates = layer_surrogates(self.surrogate, self.graph, self.data, kept, self.seed)
+        self.tick("solving layers")
+        limit = self.remaining()
+        jobs = (
+            joblib.delayed(size_curve)(
+                surrogate, min_keep=min(self.min_keep, group.size), keep=self.pinned[group.units],
+                remove=~kept[group.units], seed=self.seed, time_limit=limit,
+            )
+            for surrogate, group in zip(surrogates, self.graph.groups, strict=True)
+        )
+        curves = list(joblib.Parallel(n_jobs=self.n_jobs)(jobs))
+        if any(curve.termination == "interrupted" for curve in curves):
+            raise KeyboardInterrupt
+        return curves
+
+    def combine(self, curves: list[SizeCurve], **problem: object) -> Recombination:
+        """Best sizes of all groups together."""
+        self.tick("combining layers")
+        return recombine(curves, self.graph.costs, solver=self.solver, time_limit=self.remaining(), **problem)  # type: ignore[arg-type]
+
+    def stage(self, found: Recombination, before: Quality, after: Quality, max_drop: float | None) -> Stage:
+        return Stage(
+            kept=frozen_array(found.kept, bool), objective=found.objective, bound=found.bound,
+            surrogate_drop=found.drop, true_drop=after.loss - before.loss, max_drop=max_drop,
+            termination=found.termination, solver=found.solver, version=found.version, seconds=found.seconds,
+        )
+
+
+def under_budget(search: Searcher, limits: dict[str, int], stages: int, best: list[Candidate]) -> None:
+    """Smallest loss under ``limits`` (resource -> absolute), removing units in ``stages`` steps.
+
+    After each step the surrogate is measured anew around the smaller network, because a second-order expansion of the
+    dense network says little about one that lost half its units.  The final mask is appended to ``best``; the chain as
+    a whole is a heuristic, each step has its bound.
+    """
+    costs = search.graph.costs
+    full = {resource: costs.cost(resource, costs.sizes) for resource in limits}
+    kept = np.ones(search.graph.n_units, dtype=bool)
+    quality = search.truth(kept)
+    chain: list[Stage] = []
+    for step in range(1, stages + 1):
+        now = {r: full[r] - (full[r] - limit) * step // stages for r, limit in limits.items()}
+        found = search.combine(search.curves(kept), objective="drop", budgets=now)
+        after = search.truth(found.kept)
+        chain.append(search.stage(found, quality, after, None))
+        kept, quality = found.kept, after
+        if found.termination == "interrupted":
+            raise KeyboardInterrupt
+    best.append(Candidate(kept, quality, tuple(chain)))
+
+
+def within_tolerance(
+    search: Searcher, nats: float, minimize: str, stages: int, best: list[Candidate], trials: int = 8
+) -> None:
+    """Cheapest network in ``minimize`` whose measured loss increase stays within ``nats``.
+
+    The surrogate's limit ``max_drop`` is searched for: the largest one whose solution, built and repaired, keeps the
+    true loss within the tolerance.  Every stage may use an equal further share of the tolerance.  Masks that pass are
+    appended to ``best``, each at least as cheap as the one before.
+    """
+    costs = search.graph.costs
+    kept = np.ones(search.graph.n_units, dtype=bool)
+    quality = dense = search.truth(kept)
+    chain: tuple[Stage, ...] = ()
+    best.append(Candidate(kept, dense, chain))
+    for step in range(1, stages + 1):
+        allowed = dense.loss + nats * step / stages
+        curves = search.curves(kept)
+        low, high, limit = None, None, max(allowed - quality.loss, nats / 16, 1e-6)
+        winner: tuple[Recombination, Quality, float] | None = None
+        for _ in range(trials):
+            found = search.combine(curves, objective=minimize, max_drop=limit)
+            after = search.truth(found.kept)
+            if after.loss <= allowed:
+                low = limit
+                if winner is None or found.objective <= winner[0].objective:
+                    winner = (found, after, limit)
+            else:
+                high = limit
+            if found.termination == "interrupted":
+                raise KeyboardInterrupt
+            if low is not None and high is not None:
+                limit = float(np.sqrt(low * high))
+                if high / low < 1.05:
+                    break
+            else:
+                limit = limit * 4 if high is None else limit / 4
+        if winner is None:
+            continue
+        found, after, limit = winner
+        chain = (*chain, search.stage(found, quality, after, limit))
+        kept, quality = found.kept, after
+        if costs.cost(minimize, costs.counts(kept)) <= costs.cost(minimize, costs.counts(best[-1].kept)):
+            best.append(Candidate(kept, quality, chain))
