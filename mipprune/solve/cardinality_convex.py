@@ -1,0 +1,75 @@
+"""Relaxation of any convex function under a cardinality, by projected gradients, with a bound at every step."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from .cardinality_qp import project_capped_simplex, tangent_bounds
+
+__all__ = ["relax_convex"]
+
+ValueAndGradient = Callable[[np.ndarray], tuple[float, np.ndarray]]
+
+
+def relax_convex(
+    value_and_gradient: ValueAndGradient,
+    start: np.ndarray,
+    total: int,
+    bounds: np.ndarray,
+    *,
+    tolerance: float,
+    max_steps: int = 200,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> np.ndarray:
+    """Minimise a convex function over ``{0 <= z <= 1, sum z = total}``: spectral projected gradients.
+
+    Steps go to the projection of ``z - t grad`` with Barzilai and Borwein's length t, and are shortened until the
+    value falls below the largest of the last eight.  Every gradient also gives a tangent, and the tangent bounds
+    *every* cardinality, so ``bounds`` rises at sizes other than ``total`` too.
+
+    Args:
+        start: float64, shape (n,); projected onto the set first.
+        bounds: float64, shape (n + 1,), best lower bound so far per number of removed units; raised in place.
+        tolerance: absolute; stop when the value is this close to ``bounds[total]``.
+        goes_on: asked before every evaluation.
+
+    Returns:
+        The best point, float64 of shape (n,).
+    """
+    z = project_capped_simplex(start, total)
+    value, gradient = value_and_gradient(z)
+    np.maximum(bounds, tangent_bounds(value, gradient, z), out=bounds)
+    best, best_value = z, value
+    recent: deque[float] = deque([value], maxlen=8)
+    spread = float(np.abs(project_capped_simplex(z - gradient, total) - z).max())
+    length = 1.0 / spread if spread > 0 else 1.0
+    for _ in range(max_steps):
+        if best_value - bounds[total] <= tolerance:
+            break
+        direction = project_capped_simplex(z - length * gradient, total) - z
+        slope = float(gradient @ direction)
+        if slope >= 0:  # no descent left in float64
+            break
+        fraction = 1.0
+        while goes_on():
+            trial = z + fraction * direction
+            trial_value, trial_gradient = value_and_gradient(trial)
+            np.maximum(bounds, tangent_bounds(trial_value, trial_gradient, trial), out=bounds)
+            if trial_value <= max(recent) + 1e-4 * fraction * slope or fraction < 1e-8:
+                break
+            # minimum of the parabola through both values and the slope, kept within a tenth and a half
+            curve = 2.0 * (trial_value - value - fraction * slope)
+            fraction *= min(max(-slope * fraction / curve, 0.1), 0.5) if curve > 0 else 0.5
+        else:
+            break
+        step, turn = trial - z, trial_gradient - gradient
+        z, value, gradient = trial, trial_value, trial_gradient
+        recent.append(value)
+        if value < best_value:
+            best, best_value = z, value
+        curvature = float(step @ turn)
+        length = min(max(float(step @ step) / curvature, 1e-10), 1e10) if curvature > 0 else 1e10
+    return best

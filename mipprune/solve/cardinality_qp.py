@@ -1,0 +1,218 @@
+"""Relaxations under a cardinality: tangent bounds, the capped simplex, and convex quadratics followed in the count.
+
+The set is ``{z in [0, 1]^n : sum z = r}``: r of n units are removed, fractions allowed.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import numpy as np
+from scipy.linalg.lapack import dpotrf, dpotri, dpotrs
+
+__all__ = ["ActiveSet", "StalledError", "project_capped_simplex", "tangent_bounds"]
+
+#: Added to the curvature's diagonal, relative to its largest entry: makes the minimiser unique where units are twins.
+RIDGE = 1e-9
+_LOW, _FREE, _HIGH, HELD = -1, 0, 1, 2  # status of a unit
+
+
+class StalledError(Exception):
+    """The active set ran in circles or met a singular matrix; the last point stays, and its tangent is valid."""
+
+
+def project_capped_simplex(y: np.ndarray, total: float) -> np.ndarray:
+    """Nearest point to ``y`` (shape (n,)) of ``{z in [0, 1]^n : sum z = total}``, Euclidean.  O(n log n), exact.
+
+    Our derivation: by the optimality conditions ``z = clip(y - t, 0, 1)``, whose sum falls in t, piecewise linearly
+    with breaks at ``y`` and ``y - 1``; the right piece is found among the sorted breaks and solved for t.
+
+    Raises:
+        ValueError: ``total`` lies outside [0, n].
+    """
+    n = len(y)
+    if not 0 <= total <= n:
+        raise ValueError(f"no point of [0, 1]^{n} has the sum {total}")
+    low, high = np.sort(y - 1.0), np.sort(y)
+    breaks = np.sort(np.concatenate([low, high]))
+    # sum of clip(y - t, 0, 1) = sum max(y - t, 0) - sum max(y - 1 - t, 0), each from sorted prefix sums
+    sums = _excess(high, breaks) - _excess(low, breaks)
+    at = int(np.searchsorted(-sums, -total, side="right"))  # sums[at - 1] >= total > sums[at]
+    if at == 0:
+        return np.ones(n)
+    if at == len(breaks):
+        return np.zeros(n)
+    left, right = breaks[at - 1], breaks[at]
+    fall = sums[at - 1] - sums[at]
+    t = left if fall <= 0 else left + (right - left) * (sums[at - 1] - total) / fall
+    return np.clip(y - t, 0.0, 1.0)
+
+
+def _excess(ascending: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """``sum_i max(ascending_i - t, 0)`` for every ``t``."""
+    tail = np.concatenate([np.cumsum(ascending[::-1])[::-1], [0.0]])
+    first = np.searchsorted(ascending, t, side="right")
+    return tail[first] - t * (len(ascending) - first)
+
+
+def tangent_bounds(value: float, gradient: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Lower bounds of a convex function on every cardinality at once, from one of its tangents: shape (n + 1,).
+
+    Entry r bounds the function on ``{w in [0, 1]^n : sum w = r}``: a tangent lies below the function, and its least
+    value there takes the r smallest entries of the gradient.  ``z`` may be any point, inside or not.  O(n log n).
+    """
+    bounds = np.empty(len(gradient) + 1)
+    bounds[0] = 0.0
+    np.cumsum(np.sort(gradient), out=bounds[1:])
+    bounds += value - float(gradient @ z)
+    return bounds
+
+
+class ActiveSet:
+    """Minimiser of ``linear @ z + 1/2 z @ curvature @ z`` over ``{0 <= z <= 1, sum z = total}``, as it moves.
+
+    The minimiser is a piecewise linear function of the total, and of the value at which one unit is held: between two
+    breaks the free units follow a linear system, and at a break one unit meets a bound or leaves it (parametric
+    active sets; our form for a single equality).  Starting at the total 0, where the minimiser is 0, the whole curve
+    of relaxations costs one factorisation of the free units' block per break; measured about 3.5 breaks per unit.
+
+    Attributes:
+        z: float64, shape (n,); the minimiser.
+        gradient: float64, shape (n,), at ``z``.
+        total: ``sum z``.
+    """
+
+    def __init__(self, linear: np.ndarray, curvature: np.ndarray) -> None:
+        n = len(linear)
+        self.linear = np.asarray(linear, dtype=np.float64)
+        ridge = RIDGE * max(float(np.diag(curvature).max(initial=0.0)), 1e-3 * float(np.abs(linear).max(initial=0.0)))
+        self.curvature = curvature + (ridge or RIDGE) * np.eye(n)
+        self.z = np.zeros(n)
+        self.gradient = self.linear.copy()
+        self.multiplier = -np.inf
+        self.status = np.full(n, _LOW, dtype=np.int8)
+
+    def copy(self) -> Self:
+        """A state that moves on its own; the matrices are shared."""
+        twin = object.__new__(type(self))
+        twin.linear, twin.curvature, twin.multiplier = self.linear, self.curvature, self.multiplier
+        twin.z, twin.gradient, twin.status = self.z.copy(), self.gradient.copy(), self.status.copy()
+        return twin
+
+    @property
+    def total(self) -> float:
+        return float(self.z.sum())
+
+    @property
+    def value(self) -> float:
+        """Objective at ``z`` (with the ridge)."""
+        return float(0.5 * (self.linear + self.gradient) @ self.z)
+
+    @property
+    def held(self) -> np.ndarray:
+        """bool, shape (n,): units that :meth:`hold` has fixed."""
+        return self.status == HELD
+
+    def move_total(self, total: int) -> None:
+        """Follow the minimiser up to the larger sum ``total``.
+
+        Raises:
+            StalledError: numerical trouble; ``z`` is then the last point reached.
+        """
+        self._refresh()
+        self._follow(total - self.total, None, 1.0)
+
+    def hold(self, unit: int, at: int) -> None:
+        """Follow the minimiser while ``z[unit]`` moves to ``at`` (0 or 1); the unit stays there for good.
+
+        Raises:
+            StalledError: the other units can't make up for it, or numerical trouble.
+        """
+        distance = at - self.z[unit]
+        self.status[unit] = HELD
+        self._refresh()
+        self._follow(abs(distance), unit, 1.0 if distance > 0 else -1.0)
+        self.z[unit] = at
+
+    def stiffness(self) -> tuple[np.ndarray, np.ndarray]:
+        """Free units and, for each, the curvature felt when it is moved and the other free units follow (sum fixed)."""
+        free = np.flatnonzero(self.status == _FREE)
+        factor, fault = dpotrf(self.curvature[free[:, None], free], lower=1)
+        if fault or len(free) < 2:
+            return free, np.diag(self.curvature)[free].copy()
+        inverse, _ = dpotri(factor, lower=1)
+        inverse = np.tril(inverse) + np.tril(inverse, -1).T
+        along = inverse.sum(0)
+        return free, 1.0 / np.maximum(np.diag(inverse) - along**2 / along.sum(), 1e-300)
+
+    def _refresh(self) -> None:
+        self.gradient = self.linear + self.curvature @ self.z  # drops the rounding of the steps before
+
+    def _follow(self, distance: float, driver: int | None, sign: float) -> None:
+        rise = sign if driver is None else -sign  # what the free units' sum does per unit of distance
+        for _ in range(10 * len(self.z) + 100):
+            if distance <= 1e-13:
+                return
+            free = np.flatnonzero(self.status == _FREE)
+            if len(free) == 0:
+                self._release_one(rise)
+                continue
+            factor, fault = dpotrf(self.curvature[free[:, None], free], lower=1)
+            if fault:
+                break
+            columns = self.curvature[:, free]
+            right = np.ones((len(free), 2))
+            right[:, 1] = 0.0 if driver is None else -sign * columns[driver]
+            solved, _ = dpotrs(factor, right, lower=1)
+            slope = (rise - solved[:, 1].sum()) / solved[:, 0].sum()
+            step = slope * solved[:, 0] + solved[:, 1]
+            turn = columns @ step
+            if driver is not None:
+                turn += sign * self.curvature[driver]
+            distance -= self._step(distance, free, step, turn, slope, driver, sign)
+        else:
+            raise StalledError("too many breaks")
+        raise StalledError("singular block")
+
+    def _step(
+        self, distance: float, free: np.ndarray, step: np.ndarray, turn: np.ndarray, slope: float,
+        driver: int | None, sign: float,
+    ) -> float:
+        """Move until the next break, at most ``distance``; returns how far."""
+        at = self.z[free]
+        room = np.full(len(free), np.inf)
+        up, down = step > 1e-14, step < -1e-14
+        room[up] = (1.0 - at[up]) / step[up]
+        room[down] = at[down] / -step[down]
+        blocked = int(room.argmin())
+        # the multiplier of a bound is gradient - multiplier: positive at 0, negative at 1, and 0 where it lets go
+        side = self.status.astype(np.float64)
+        side[np.abs(self.status) != 1] = 0.0
+        closing = side * (turn - slope)
+        eager = closing > 1e-14 * abs(slope)
+        wait = np.full(len(self.z), np.inf)
+        wait[eager] = -side[eager] * (self.gradient[eager] - self.multiplier) / closing[eager]
+        leaving = int(wait.argmin())
+        length = min(distance, max(min(room[blocked], wait[leaving]), 0.0))
+        self.z[free] = at + length * step
+        self.gradient += length * turn
+        self.multiplier += length * slope
+        if driver is not None:
+            self.z[driver] += sign * length
+        if length < distance or min(room[blocked], wait[leaving]) <= distance:
+            if room[blocked] <= wait[leaving]:
+                unit = free[blocked]
+                self.status[unit] = _HIGH if step[blocked] > 0 else _LOW
+                self.z[unit] = 1.0 if step[blocked] > 0 else 0.0
+            else:
+                self.status[leaving] = _FREE
+        return length
+
+    def _release_one(self, rise: float) -> None:
+        """No unit is free: the multiplier jumps until the first unit at a bound lets go."""
+        pool = np.flatnonzero(self.status == (_LOW if rise > 0 else _HIGH))
+        if len(pool) == 0:
+            raise StalledError("no unit is left to move")
+        unit = int(pool[(rise * self.gradient[pool]).argmin()])
+        self.status[unit] = _FREE
+        self.multiplier = float(self.gradient[unit])
