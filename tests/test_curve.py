@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.optimize import minimize
 
 from mipprune.errors import BudgetError, DataError, InfeasibleError, SolverError
-from mipprune.solve import curve_search
+from mipprune.solve import curve, curve_search
 from mipprune.solve.cardinality_convex import relax_convex
 from mipprune.solve.cardinality_exact import branch_and_bound, quadratic_table, table_minima
 from mipprune.solve.cardinality_qp import ActiveSet, StalledError, project_capped_simplex, tangent_bounds
@@ -522,6 +522,45 @@ def test_interrupt_returns_the_best_so_far(where: str, monkeypatch: pytest.Monke
     assert calls[0] == 4
     check_curve(curve, surrogate)
     assert curve.termination == "interrupted"
+
+
+@pytest.mark.parametrize("raised", ["in a layer", "between layers"])
+def test_interrupt_ends_all_layers(raised: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_table(monkeypatch)
+    surrogates = [random_quadratic(9, 8, seed) for seed in range(3)]
+    calls = [0]
+
+    def interrupted(*_: object, **__: object) -> None:
+        calls[0] += 1
+        raise KeyboardInterrupt
+
+    if raised == "in a layer":
+        monkeypatch.setattr(curve_search, "kick", interrupted)
+    else:
+        plain = curve.search_sizes
+        raises = iter([False, True, False, False])
+        monkeypatch.setattr(curve, "search_sizes", lambda *a: interrupted() if next(raises) else plain(*a))
+    curves = size_curves(surrogates)
+    assert calls[0] == 1
+    for found, surrogate in zip(curves, surrogates, strict=True):
+        check_curve(found, surrogate)
+    last = ["interrupted"] * 3 if raised == "in a layer" else ["optimal", "interrupted", "interrupted"]
+    assert [c.termination for c in curves] == last
+
+
+def test_an_interrupted_oracle_starts_no_other_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [0]
+
+    def interrupted(*_: object, **__: object) -> None:
+        calls[0] += 1
+        raise KeyboardInterrupt
+
+    _without_table(monkeypatch)
+    monkeypatch.setattr(curve_search, "CHUNK", 3)
+    monkeypatch.setattr(curve_search, "relax_convex", interrupted)
+    found = size_curve(random_head(9, 0))
+    assert (calls[0], found.termination) == (1, "interrupted")
+    check_curve(found, random_head(9, 0))
 
 
 def test_a_stalled_active_set_falls_back_to_projected_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

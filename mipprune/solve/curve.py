@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 
@@ -188,16 +189,27 @@ def size_curves(
 ) -> list[SizeCurve]:
     """:func:`size_curve` of every layer, ``n_jobs`` layers at a time (joblib, so any of its back ends).
 
-    ``min_keep`` is one number for all layers or one per layer, and ``time_limit`` holds for each layer.
+    ``min_keep`` is one number for all layers or one per layer, and ``time_limit`` holds for each layer.  After Ctrl-C
+    the layers that were not reached get the masks and bounds of a search without time.
     """
     fewest = np.broadcast_to(np.asarray(min_keep), (len(surrogates),)).tolist()
-    job = joblib.delayed(size_curve)
-    return list(
-        joblib.Parallel(n_jobs=n_jobs)(
-            job(surrogate, min_keep=low, max_nodes=max_nodes, seed=seed, time_limit=time_limit)
-            for surrogate, low in zip(surrogates, fewest, strict=True)
-        )
-    )
+    search = functools.partial(size_curve, max_nodes=max_nodes, seed=seed)
+    jobs = [
+        joblib.delayed(search)(surrogate, min_keep=low, time_limit=time_limit)
+        for surrogate, low in zip(surrogates, fewest, strict=True)
+    ]
+    curves: list[SizeCurve] = []
+    try:
+        for curve in joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs):
+            curves.append(curve)
+            if curve.termination == "interrupted":  # the layer caught it; the next ones must not start
+                break
+    except KeyboardInterrupt:
+        pass
+    for surrogate, low in zip(surrogates[len(curves) :], fewest[len(curves) :]):
+        quick = search(surrogate, min_keep=low, time_limit=0.0)
+        curves.append(dataclasses.replace(quick, termination="interrupted"))
+    return curves
 
 
 def _ladder(sizes: Sequence[int] | np.ndarray | None, fewest: int, most: int) -> np.ndarray:

@@ -272,6 +272,8 @@ def _by_oracle(units: FreeUnits, search: SizeSearch, found: Found) -> None:
             for r, z in part.masks.items():
                 found.offer(z, part.values[r])
             found.stopped = found.stopped or part.stopped
+            if part.stopped == "interrupted":  # the chunk caught it; the next ones must not start
+                break
     except KeyboardInterrupt:
         found.stopped = "interrupted"
 
