@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 
 from ..errors import BudgetError
@@ -51,14 +49,14 @@ def tabulate(evaluator: Evaluator) -> TableGame:
     total = 1 << n
     table = np.empty(total)
     evaluator.announce(total)
-    started, bits = time.perf_counter(), np.arange(n)
+    started, bits = clock.seconds, np.arange(n)
     done, batch = 0, min(64, evaluator.batch_size)
     while done < total:
         index = np.arange(done, min(done + batch, total))
         table[index] = evaluator.values((index[:, None] >> bits & 1).astype(bool))
         done, batch = done + len(index), min(2 * batch, evaluator.batch_size)  # a slow game shows its pace early
         if clock.time_limit is not None and clock.seconds > 0.05 * clock.time_limit:
-            clock.check(clock.seconds + (time.perf_counter() - started) / done * (total - done))
+            clock.check(clock.seconds + (clock.seconds - started) / done * (total - done))
     return TableGame(table, game.player_names)
 
 
