@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from ..errors import ConfigError, DataError
 from ..records import Record
@@ -100,6 +99,8 @@ def compare(exact: Estimate, *estimates: Estimate, ks: Sequence[int] | None = No
 
 
 def _row(exact: Estimate, estimate: Estimate, ks: tuple[int, ...], level: float) -> ComparisonRow:
+    from scipy import stats  # takes about a second to load: not when the package is imported
+
     if estimate.player_names != exact.player_names:
         raise DataError(f"{_label(estimate)} is of other players than the reference")
     error = estimate.values - exact.values
