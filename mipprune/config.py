@@ -194,25 +194,29 @@ def _section(kind: type, table: Any, path: Path, where: str) -> Any:
 def _value(value: Any, hint: Any, path: Path, where: str) -> Any:
     """``value`` as ``hint`` wants it; TOML has no null, so the ``None`` of an optional key can't be written."""
     hint = _without_none(hint)
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _section(typing.cast(type, hint), value, path, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_value(item, args[0], path, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is Annotated:
-        plain = _value(value, args[0], path, where)
-        if args[1].holds(plain):
-            return plain
-    elif origin is Literal:
-        if value in args and isinstance(value, str):
-            return value
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(hint, type) and type(value) is hint:  # a bool is no int here
-        return value
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        item = typing.get_args(hint)[0]
+        return tuple(_value(v, item, path, f"{where}[{i}]") for i, v in enumerate(value))
+    if _fits(value, hint):
+        return float(value) if isinstance(value, int) and _plain(hint) is float else value
     close = difflib.get_close_matches(value, _names(hint), n=1) if isinstance(value, str) else []
-    hint_text = f"; did you mean {close[0]!r}?" if close else ""
-    raise ConfigError(f"{path}: {where!r}: expected {_expected(hint)}, got {value!r}{hint_text}")
+    remedy = f"; did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(f"{path}: {where!r}: expected {_expected(hint)}, got {value!r}{remedy}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _fits(value, args[0]) and args[1].holds(value)
+    if origin is Literal:
+        return isinstance(value, str) and value in args
+    return type(value) in ((int, float) if hint is float else (hint,))  # a bool is no number here
+
+
+def _plain(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
 def _without_none(hint: Any) -> Any:

@@ -138,9 +138,9 @@ def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> Non
     own = model.state_dict(keep_vars=True)
     stored = {id(own[name]) for name in tensors if name in own}
     missing = [name for name, tensor in own.items() if name not in tensors and id(tensor) not in stored]
-    unknown = [name for name in tensors if name not in own]
-    wrong = [f"{n} {tuple(tensors[n].shape)} for {tuple(own[n].shape)}" for n in tensors
-             if n in own and own[n].shape != tensors[n].shape]
+    unknown = sorted(set(tensors) - set(own))
+    wrong = [f"{n} {tuple(tensors[n].shape)} for {tuple(own[n].shape)}" for n in own
+             if n in tensors and own[n].shape != tensors[n].shape]
     if missing or unknown or wrong:
         raise ConfigError(f"{path}: weights of another architecture than this {type(model).__name__}: missing "
                           f"{missing[:3]}, unknown {unknown[:3]}, of another shape {wrong[:3]}")

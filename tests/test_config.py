@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import typing
 from pathlib import Path
 
 import pytest
 
 import mipprune as mp
-from mipprune.config import OutputSection, PruneSection, RunConfig, load_config
+from mipprune.config import (
+    BudgetSection,
+    DataSection,
+    ModelSection,
+    OutputSection,
+    PruneSection,
+    RunConfig,
+    load_config,
+)
 from mipprune.errors import ConfigError
+from mipprune.sources import DEFAULT_HOLDOUT
 
+SECTIONS = (ModelSection, DataSection, PruneSection, BudgetSection, OutputSection)
 FULL = """
 [model]
 factory = "pack.age:make"
@@ -79,6 +90,14 @@ def test_paths_are_looked_up_from_the_file(tmp_path: Path, monkeypatch: pytest.M
     assert RunConfig(tmp_path / "run.toml", config.model, config.data, config.prune, config.output).folder == tmp_path
 
 
+def test_the_documented_file_is_read_and_shows_every_key(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
+    example = page.split("```toml\n")[1].split("```")[0]
+    read(tmp_path, example)
+    every_key = [field.name for kind in SECTIONS for field in dataclasses.fields(kind)]
+    assert [key for key in every_key if not re.search(rf"(^|^# |[{{,] ){key} = ", example, re.MULTILINE)] == ["units"]
+
+
 def test_the_section_follows_the_function() -> None:
     """A keyword that ``prune`` gains, or a default that moves, must show here."""
     given_elsewhere = {"model", "data", "holdout", "example_input", "progress"}
@@ -87,6 +106,7 @@ def test_the_section_follows_the_function() -> None:
         if name not in given_elsewhere
     }
     assert {field.name: field.default for field in dataclasses.fields(PruneSection)} == keywords
+    assert inspect.signature(mp.prune).parameters["holdout"].default == DEFAULT_HOLDOUT
 
 
 def test_the_choices_follow_the_registries() -> None:

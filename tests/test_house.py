@@ -24,7 +24,7 @@ ROWS = (
     ("errors", "lazy"),
     ("records",),
     ("costs",),
-    ("graph",),
+    ("graph", "datasets"),
     ("game",),
     ("estimate", "curvature", "bounds"),
     ("surrogate",),
@@ -32,7 +32,8 @@ ROWS = (
     ("surgery", "repair"),
     ("train",),
     ("study",),
-    ("prune",),
+    ("pruning",),
+    ("config", "sources"),
     ("cli", "demo", "__main__"),
 )
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
@@ -210,7 +211,7 @@ raise SystemExit(f"changed: {changed}" if changed else 0)
     [
         ("costs.py", "from .graph import trace", "stands above"),
         ("costs.py", "from mipprune import graph", "stands above"),
-        ("solve/scip.py", "from ..prune import prune", "stands above"),
+        ("solve/scip.py", "from ..pruning import prune", "stands above"),
         ("solve/scip.py", "def f():\n    from .. import surgery", "stands above"),
         ("game/base.py", "import mipprune", "the room it needs"),
         ("game/base.py", "from .. import __version__", "the room it needs"),
@@ -238,9 +239,9 @@ def test_the_check_sees_an_offence(relative: str, source: str, expected: str) ->
         ("estimate/walk.py", "from ..game.base import Game\nfrom . import exact\ndef f():\n    import numba"),
         ("game/layer.py", "import torch\nfrom ..graph.capture import Capture"),
         ("study/plots.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import matplotlib"),
-        ("testing/contracts.py", "import pytest\nfrom ..prune import prune\nimport mipprune"),
+        ("testing/contracts.py", "import pytest\nfrom ..pruning import prune\nimport mipprune"),
         ("cli.py", "import typer\nimport mipprune as mp\nfrom .demo import run"),
-        ("__init__.py", "from .prune import prune"),
+        ("__init__.py", "from .pruning import prune"),
     ],
 )
 def test_the_check_lets_pass_what_is_right(relative: str, source: str) -> None:
