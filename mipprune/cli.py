@@ -141,7 +141,7 @@ def verify(
     """Check a pruned network against its dense original: plan, surgery and stored weights; leave with 0 if all hold."""
     from .config import load_config
     from .pruning.measure import measure
-    from .pruning.pipeline import _prepare  # the very split that ``prune`` makes
+    from .pruning.pipeline import prepare  # the very split that ``prune`` makes
     from .sources import load_run_data, load_run_model
     from .surgery import load_plan
 
@@ -153,7 +153,7 @@ def verify(
     fresh = plan.apply(dense)
     stored = mp.load(pruned, dense)
     data = load_run_data(config)
-    graph, calibration, holdout = _prepare(dense, data.calibration, data.holdout, None, config.prune.seed)
+    graph, calibration, holdout = prepare(dense, data.calibration, data.holdout, None, config.prune.seed)
     kept = _mask(plan, graph)
     checked = mp.verify(graph, kept, fresh, calibration)
     console = Console()

@@ -93,7 +93,7 @@ def prune(
     begin = time.monotonic()
     budgets = _requirement(budget, tolerance)
     _check_options(minimize, min_keep, surrogate, stages, repair, time_limit)
-    graph, calibration, held_out = _prepare(model, data, holdout, example_input, seed)
+    graph, calibration, held_out = prepare(model, data, holdout, example_input, seed)
     allowed = graph.units_of(layers) if layers is not None else np.ones(graph.n_units, dtype=bool)
     pinned = ~allowed | graph.units_of(pin)
     if not graph.groups:
@@ -144,7 +144,7 @@ def _check_options(
         raise ConfigError(f"time_limit must be above 0 seconds, got {time_limit}")
 
 
-def _prepare(
+def prepare(
     model: nn.Module, data: Any, holdout: Any, example_input: Any, seed: int
 ) -> tuple[UnitGraph, LabelledData, LabelledData]:
     """Trace, read the data, and set the held-out part aside before anything looks at it."""

@@ -94,7 +94,7 @@ class PruneReport(Record):
         }
 
     def __str__(self) -> str:
-        layers = Table(title=f"{self.task}: {self.solution.n_kept} of {self.costs_dense['units']} units kept")
+        layers = Table()
         for name in ("layer", "kept", "of", ""):
             layers.add_column(name, justify="left" if name == "layer" else "right")
         for row in self.layers:
@@ -111,6 +111,7 @@ class PruneReport(Record):
         costs.add_row("calibration loss", f"{self.dense_calibration.loss:.4f}", f"{self.pruned_calibration.loss:.4f}")
         out = io.StringIO()
         console = Console(file=out, width=110)
+        console.print(f"{self.task}: {self.solution.n_kept} of {self.costs_dense['units']} units kept", highlight=False)
         console.print(layers)
         console.print(costs)
         console.print(self._proof(), soft_wrap=True, highlight=False)
