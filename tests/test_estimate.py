@@ -175,6 +175,12 @@ def test_interaction_records_go_to_json_and_back(tmp_path) -> None:
         assert str(found)
 
 
+def test_interactions_know_their_degrees_of_freedom() -> None:
+    assert interactions(random_game(4)).degrees_of_freedom == 0
+    assert interactions(random_game(4), method="sampled", n_evals=3 * 22).degrees_of_freedom == 2
+    assert interactions(random_game(4), method="sampled", n_evals=64 * 22).degrees_of_freedom == 63
+
+
 def test_ranking_and_top() -> None:
     found = shapley(AdditiveGame([1.0, 3.0, 1.0, -5.0]))
     assert found.ranking().tolist() == [1, 0, 2, 3]

@@ -285,6 +285,11 @@ def test_ctrl_c_returns_what_was_gathered(sampler: str) -> None:
     assert same(found, _completed(SAMPLERS[sampler](network_game(6), n_evals=found.n_evals), "interrupted"))
 
 
+def test_the_first_chunks_are_small_so_that_an_early_stop_finds_something() -> None:
+    found = shapley(Stopping(interrupt_at=4), method="permutation", n_evals=2000)
+    assert found.n_evals == 2 + (1 + 2) * 10
+
+
 def _completed(estimate: Estimate, termination: str) -> Estimate:
     return Estimate.from_dict({**estimate.to_dict(), "termination": termination})
 

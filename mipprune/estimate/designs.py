@@ -73,8 +73,7 @@ class PermutationDesign(Design):
 
     def draw(self, first: int, count: int) -> np.ndarray:
         """Position of every player in every order: int64 of shape (count, 1 or 2, n)."""
-        keys = uniforms(self.seed, first, count, self.n_players)
-        position = keys.argsort(axis=1, kind="stable").argsort(axis=1)[:, None]
+        position = uniforms(self.seed, first, count, self.n_players).argsort(axis=1, kind="stable")[:, None]
         return np.concatenate([position, self.n_players - 1 - position], axis=1) if self.antithetic else position
 
     def coalitions(self, draw: np.ndarray) -> np.ndarray:
