@@ -162,8 +162,7 @@ def test_result_can_be_saved_and_loaded(mlp: nn.Module, digits_flat: Any, tmp_pa
     assert torch.equal(again(x), result.model(x))
 
 
-@pytest.mark.parametrize("case", [c for c in NETWORKS if c.name in ("residual_net", "branches", "tied", "residual_mlp")],
-                         ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [c for c in NETWORKS if c.name not in ("mlp", "cnn")], ids=lambda c: c.name)
 def test_untrained_odd_networks(case: Any) -> None:
     model, x = case.build(), case.inputs(40)
     y = model(x).argmax(1)
@@ -182,7 +181,8 @@ def test_time_limit_returns_a_network_within_budget(cnn: nn.Module, digits: Any)
 
 
 def test_time_limit_keeps_the_tolerance(mlp: nn.Module, digits_flat: Any) -> None:
-    result = mp.prune(mlp, small_data(digits_flat.train), tolerance=mp.LossIncrease(0.1), time_limit=0.5, progress=False)
+    data = small_data(digits_flat.train)
+    result = mp.prune(mlp, data, tolerance=mp.LossIncrease(0.1), time_limit=0.5, progress=False)
     assert result.report.pruned_calibration.loss - result.report.dense_calibration.loss <= 0.1 + 1e-9
 
 
@@ -235,11 +235,11 @@ def test_a_real_ctrl_c(cnn: nn.Module, digits: Any) -> None:
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [lambda: mp.Macs(1.5), lambda: mp.Macs(0), lambda: mp.Params(-1), lambda: mp.Units("x"),
-                                  lambda: mp.Macs(float("nan")), lambda: mp.Macs(True)])
-def test_impossible_budgets(make: Any) -> None:
+@pytest.mark.parametrize("ratio", [1.5, 0, -1, "x", float("nan"), True])
+@pytest.mark.parametrize("kind", [mp.Macs, mp.Params, mp.Units])
+def test_impossible_budgets(kind: type[mp.Macs], ratio: Any) -> None:
     with pytest.raises(BudgetError, match="above 0 and at most 1"):
-        make()
+        kind(ratio)
 
 
 @pytest.mark.parametrize("nats", [-0.1, float("nan"), float("inf"), "x"])

@@ -19,6 +19,7 @@ jit: Any = functools.partial(
 
 @jit
 def act(x, code, slope):
+    """The activations that are no plain comparison with 0."""
     if code == 2:
         return x if x > 0 else x * slope
     if code == 3:
@@ -61,6 +62,7 @@ def finish(z, codes, slopes, widths, weights, biases, left, right):
 
 @jit
 def worth(logits, c, value, target, dense):
+    """Value of one sample's logits."""
     if value == 3:
         total = 0.0
         for q in range(c):
@@ -87,6 +89,7 @@ def worth(logits, c, value, target, dense):
 
 @jit
 def walk(a, columns, offset, codes, slopes, widths, weights, biases, orders, value, targets, dense, out):
+    """Marginals of every sample along its own order into ``out`` (N, n)."""
     n_samples, n = a.shape
     m, c = widths[0], widths[-1]
     z = np.empty(m, columns.dtype)
@@ -110,6 +113,7 @@ def walk(a, columns, offset, codes, slopes, widths, weights, biases, orders, val
 
 @jit
 def toggle(a, columns, offset, codes, slopes, widths, weights, biases, masks, value, targets, dense, out):
+    """Differences of every sample around its own mask into ``out`` (N, n)."""
     n_samples, n = a.shape
     m, c = widths[0], widths[-1]
     z, moved = np.empty(m, columns.dtype), np.empty(m, columns.dtype)

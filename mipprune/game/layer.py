@@ -115,9 +115,9 @@ class LayerGame(SampleGame):
 
     def walk(self, orders: np.ndarray) -> np.ndarray:
         orders = np.asarray(orders)
-        expected = np.broadcast_to(np.arange(self.n_players), orders.shape[:1] + (self.n_players,))
+        expected = np.broadcast_to(np.arange(self.n_players), (*orders.shape[:1], self.n_players))
         if orders.shape != (self.n_samples, self.n_players) or (np.sort(orders, axis=1) != expected).any():
-            raise DataError(f"orders: expected {self.n_samples} permutations of {self.n_players} players, one per sample")
+            raise DataError(f"orders: expected {self.n_samples} permutations of {self.n_players} players, one a sample")
         if self._chain is not None:
             return fused_walk(self._chain, orders, *self._fused_value())
         return walk(self._round_values, orders, self._batch)

@@ -195,7 +195,7 @@ def _batch_norm(
 ) -> Labels:
     if training or mean is None:
         raise ModelStateError(
-            f"{describe(c.node)} normalises by the statistics of the batch, so a sample's output depends on the others; "
+            f"{describe(c.node)} normalises by the statistics of the batch, so a sample's output depends on others; "
             f"call model.eval() (and give the layer track_running_stats=True)"
         )
     channels = c.features(x, 1)

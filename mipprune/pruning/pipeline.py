@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -72,7 +71,7 @@ def prune(
             :func:`mipprune.pruning.surrogates.layer_surrogates`.
         stages: how often the surrogate is measured anew while units leave.  By default both 1 and 4 stages are tried
             and the network with the lower calibration loss (or cost, with a tolerance) wins; ``"head"`` uses 1.
-        repair: ``("bn",)`` re-estimates batch-norm statistics on the calibration data; ``()`` leaves the network as cut.
+        repair: ``("bn",)`` re-estimates batch-norm statistics on the calibration data; ``()`` leaves it as cut.
         holdout: data for the report alone, never for the selection; a number is the share of ``data`` to set apart.
         example_input: what to trace with; the first calibration sample by default.
         solver: backend of the recombination: ``"highs"``, ``"scip"`` or ``"cbc"``.
