@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import minimize
@@ -28,6 +28,11 @@ from mipprune.surrogate import Additive, LinearHead, Quadratic, Surrogate
 def random_quadratic(n: int, rank: int, seed: int) -> Quadratic:
     rng = np.random.default_rng(seed)
     return Quadratic(rng.normal(0.05, 0.3, n), rng.normal(size=(rank, n)) * rng.exponential(0.5, n))
+
+
+def hard_quadratic(n: int, seed: int) -> Quadratic:
+    """Units that cancel each other in a few directions, like numbers to be partitioned: local optima abound."""
+    return Quadratic(np.zeros(n), np.random.default_rng(seed).normal(size=(4, n)))
 
 
 @st.composite
@@ -161,6 +166,7 @@ def test_a_tangent_at_a_vertex_touches() -> None:
 
 @settings(max_examples=40)
 @given(surrogate=small_quadratics(5))
+@example(surrogate=Quadratic(np.zeros(4), np.array([[1.0, 1.5, 0.5, -0.5]])))  # ran in circles once
 def test_followed_relaxation_equals_the_minimum_over_all_active_sets(surrogate: Quadratic) -> None:
     g, h = dense(surrogate)
     state = ActiveSet(g, h)
@@ -371,6 +377,22 @@ def test_branch_and_bound_is_valid_wherever_it_stops(seed: int) -> None:
         assert bound == pytest.approx(best[12 - total], abs=1e-7)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_coarse_branch_and_bound_is_off_by_no_more_than_its_tolerance(seed: int) -> None:
+    surrogate = hard_quadratic(11, seed)
+    g, h = dense(surrogate)
+    best, state = best_by_count(surrogate), ActiveSet(g, h)
+    missed = 0
+    for total in range(12):
+        state.move_total(total)
+        start = np.arange(11) < total
+        result = branch_and_bound(state, g, h, start, lambda z: z, lambda: True, tolerance=0.5)
+        assert result.bound <= best[11 - total] + 1e-9
+        assert result.value <= best[11 - total] + 0.5
+        missed += result.value > best[11 - total] + 1e-9
+    assert missed  # else the tolerance was not put to the test
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # curves
 
@@ -419,6 +441,20 @@ def test_quadratic_incumbents_at_twelve_units(seed: int, monkeypatch: pytest.Mon
     closed = size_curve(surrogate, max_nodes=None)
     assert closed.upper == pytest.approx(exact, abs=1e-9)
     assert closed.proved.all()
+
+
+def test_a_few_nodes_from_poor_masks_prove_only_what_they_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_table(monkeypatch)
+    monkeypatch.setattr(curve_search, "exchange", lambda linear, curvature, z: z)
+    monkeypatch.setattr(curve_search, "KICKS", 0)
+    missed = 0
+    for seed, nodes in itertools.product(range(4), (2, 8)):
+        surrogate = hard_quadratic(12, seed)
+        found = size_curve(surrogate, max_nodes=nodes)
+        best = check_curve(found, surrogate)
+        missed += (found.upper > np.array([best[k] for k in found.counts]) + 1e-9).sum()
+        assert (found.all_lower >= size_curve(surrogate, max_nodes=0).all_lower - 1e-9).all()
+    assert missed  # else there was nothing to prove too much about
 
 
 def test_pins_shape_the_curve(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from mipprune.costs import BilinearCost, CostModel
 from mipprune.errors import BudgetError, InfeasibleError, SolverError
 from mipprune.solve import curve_search, recombine_solve
 from mipprune.solve.curve import SizeCurve, size_curve
+from mipprune.solve.linear_solver import LinearOutcome
 from mipprune.solve.problem import Problem
 from mipprune.solve.recombine import Recombination, recombine
 from mipprune.solve.recombine_dual import ForestOracle, Lagrangian
@@ -201,6 +202,39 @@ def test_without_a_forest_the_mip_alone_finds_the_same(monkeypatch: pytest.Monke
     assert result.proved
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("weak_dual", [False, True])
+def test_the_mip_makes_up_for_a_poor_start(
+    case: dict[str, object], weak_dual: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Lagrangian.maximise
+    monkeypatch.setattr(SizeExchange, "descend", lambda self, chosen, *_: chosen)
+    monkeypatch.setattr(
+        Lagrangian, "maximise", lambda self, offer, **_: plain(self, lambda _: None, max_rounds=1 if weak_dual else 50)
+    )
+    for seed in range(6, 10):
+        sizes = (5, 4, 3)
+        costs, surrogates = network(sizes, CHAIN, seed), layers(sizes, seed)
+        needs = scaled(case, surrogates, costs)
+        result = recombine([size_curve(s) for s in surrogates], costs, **needs)
+        assert result.objective == pytest.approx(check(result, surrogates, costs, **needs), abs=1e-9)
+        assert result.proved
+
+
+def test_a_mip_cut_short_proves_no_more_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = (5, 4, 3)
+    costs, surrogates = network(sizes, TRIANGLE, 6), layers(sizes, 6)
+    case = {"budgets": {"macs": costs["macs"](costs.sizes) // 3}}
+    monkeypatch.setattr(
+        recombine_solve, "solve_linear", lambda *_, **__: LinearOutcome(None, math.inf, -5.0, "time_limit", 0.1)
+    )
+    result = recombine([size_curve(s) for s in surrogates], costs, **case)
+    best = check(result, surrogates, costs, **case)
+    assert result.termination == "time_limit"
+    assert result.bound < best
+    assert not result.proved
+
+
 @pytest.mark.parametrize("solver", ["highs", "scip"])
 def test_solvers_agree(solver: str) -> None:
     sizes = (4, 4, 4)
@@ -221,6 +255,11 @@ def test_a_cost_that_falls_when_more_is_kept() -> None:
         case = {"budgets": {"odd": limit}}
         result = recombine([size_curve(s) for s in surrogates], costs, **case)
         assert result.objective == pytest.approx(check(result, surrogates, costs, **case), abs=1e-9)
+    # a group of dead units: its largest size, no better in drop than its smallest, pays for the other group
+    valuable, dead = Quadratic(np.full(4, 0.3), np.zeros((0, 4))), Quadratic(np.zeros(3), np.zeros((0, 3)))
+    result = recombine([size_curve(valuable), size_curve(dead)], costs, budgets={"odd": 12})
+    assert result.counts.tolist() == [4, 3]
+    assert (result.objective, result.bound) == (0.0, 0.0)
     with pytest.raises(InfeasibleError, match="no sizes meet"):
         recombine([size_curve(s) for s in surrogates], costs, budgets={"odd": 0})
 
@@ -426,6 +465,17 @@ def test_among_equal_costs_the_smaller_drop() -> None:
     assert result.drop == pytest.approx(0.1)
 
 
+def test_exchanges_break_ties_by_the_second_choice() -> None:
+    drops = (np.array([0.5, 0.0]), np.array([0.5, 0.0]))
+    choices = Choices((np.array([1, 2]), np.array([1, 2])), drops)
+    costs = CostModel(("a", "b"), np.array([2, 2]), {"macs": cost(2, [3, 5], []), "units": cost(2, [1, 1], [])})
+    by_drop = SizeExchange(choices, Requirements(costs, "drop", math.inf, {"macs": 13}))
+    assert by_drop.descend(np.array([0, 1])).tolist() == [1, 0]  # same drop, 11 macs and not 13
+    choices = Choices(choices.counts, (np.array([0.5, 0.0]), np.array([0.4, 0.0])))
+    by_units = SizeExchange(choices, Requirements(costs, "units", 0.6, {}))
+    assert by_units.descend(np.array([0, 1])).tolist() == [1, 0]  # three units either way
+
+
 def test_minimum_keep_and_pins_come_from_the_curves() -> None:
     sizes = (5, 4)
     costs, surrogates = network(sizes), layers(sizes, 1)
@@ -453,14 +503,33 @@ def test_a_drop_that_cannot_be_met_names_the_nearest() -> None:
     check(result, surrogates, costs, objective="units", max_drop=nearest, budgets=budgets)
 
 
-def test_no_time_still_gives_a_selection_and_a_bound() -> None:
+@pytest.mark.parametrize("case", [c for c in CASES if "max_drop" not in c], ids=str)
+@pytest.mark.parametrize("pairs", [CHAIN, TRIANGLE])
+def test_no_time_still_gives_a_selection_and_a_bound(case: dict[str, object], pairs: tuple) -> None:
     sizes = (5, 4, 3)
-    costs, surrogates = network(sizes, TRIANGLE), layers(sizes, 2)
-    case = {"budgets": {"macs": costs["macs"](costs.sizes) // 3}}
+    costs, surrogates = network(sizes, pairs), layers(sizes, 2)
+    case = scaled(case, surrogates, costs)
     result = recombine([size_curve(s) for s in surrogates], costs, time_limit=0.0, **case)
     check(result, surrogates, costs, **case)
-    assert result.termination == "time_limit"
+    assert result.termination == "time_limit" or result.proved
     assert math.isfinite(result.bound)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.15, 0.3, 0.6])
+def test_the_dual_of_a_counted_cost_is_rounded_up_to_no_more_than_the_optimum(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> LinearOutcome:
+        return LinearOutcome(None, math.inf, -math.inf, "time_limit", 0.1)
+
+    monkeypatch.setattr(recombine_solve, "solve_linear", stopped)
+    monkeypatch.setattr(SizeExchange, "descend", lambda self, chosen, *_: chosen)
+    for seed in range(6):
+        costs, surrogates = network((5, 4, 3), CHAIN, seed), layers((5, 4, 3), seed)
+        case = scaled({"objective": "macs", "max_drop": share}, surrogates, costs)
+        result = recombine([size_curve(s) for s in surrogates], costs, **case)
+        check(result, surrogates, costs, **case)
+        assert result.bound == round(result.bound)
 
 
 @pytest.mark.parametrize("where", ["mip", "start"])

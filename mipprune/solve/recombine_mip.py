@@ -107,8 +107,9 @@ def build_knapsack(choices: Choices, requirements: Requirements) -> Knapsack:
     The product of two counts is exact (our form): with ``y_a`` the binary of size a of group g and ``w_a`` the
     fraction ``y_a k_h / max k_h``, between ``y_a min k_h / max k_h`` and ``y_a``, summing to ``k_h / max k_h`` over a,
     the product is ``max k_h sum_a a w_a``: the one ``y_a`` that is 1 takes all of ``k_h``, the others have ``w_a = 0``.
-    Group g is the one with fewer sizes.  Squares are linear in the binaries.  Rows are divided by their limits and the
-    objective by a unit, so that a solver's absolute tolerances mean the same for all.
+    (At whole ``y`` the lower limits follow from the rest; they tighten the relaxation.)  Group g is the one with fewer
+    sizes.  Squares are linear in the binaries.  Rows are divided by their limits and the objective by a unit, so that
+    a solver's absolute tolerances mean the same for all.
     """
     builder = MipBuilder()
     drop_unit = max((float(np.abs(drop).max()) for drop in choices.drops), default=0.0) / OBJECTIVE_RANGE or 1.0
