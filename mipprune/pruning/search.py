@@ -109,7 +109,7 @@ class Searcher:
         jobs = (
             joblib.delayed(size_curve)(
                 surrogate, min_keep=min(self.min_keep, group.size), keep=self.pinned[group.units],
-                remove=~kept[group.units], seed=self.seed, time_limit=limit,
+                remove=~kept[group.units], max_nodes=0, seed=self.seed, time_limit=limit,
             )
             for surrogate, group in zip(surrogates, self.graph.groups, strict=True)
         )
