@@ -74,6 +74,11 @@ class Evaluator:
             self._bar.total = n_evals
             self._bar.refresh()
 
+    def count(self, n_evals: int) -> None:
+        """Move the progress bar on by evaluations that a source made itself."""
+        if self._bar is not None:
+            self._bar.update(n_evals)
+
     def values(self, coalitions: np.ndarray) -> np.ndarray:
         """Values of the coalitions (bool, (M, n)): float64 (M,).
 
@@ -92,8 +97,7 @@ class Evaluator:
             if len(bad):
                 raise DataError(self._complaint(batch[bad[0]], float(values[bad[0]]), len(bad), len(batch)))
             out[at : at + len(batch)] = values
-            if self._bar is not None:
-                self._bar.update(len(batch))
+            self.count(len(batch))
         return out
 
     def _complaint(self, coalition: np.ndarray, value: float, n_bad: int, n: int) -> str:

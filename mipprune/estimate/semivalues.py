@@ -8,10 +8,11 @@ from ..errors import BudgetError, ConfigError, DataError
 from ..game.base import Game, TableGame
 from .blocks import mean_and_stderr
 from .density import SHAPLEY, Density
-from .designs import Design, PermutationDesign, ToggleDesign
+from .designs import PermutationDesign, ToggleDesign
 from .exact import EXACT_PLAYERS, check_exact_size, first_differences, tabulate
 from .records import Estimate
-from .sampling import BATCH_SIZE, Clock, CoalitionSource, Evaluator, OutOfTimeError, gather, replicates_for
+from .samplewise import SampleToggleSource, SampleWalkSource, per_sample
+from .sampling import BATCH_SIZE, Clock, CoalitionSource, Evaluator, OutOfTimeError, Source, gather, replicates_for
 
 __all__ = ["AUTO_EXACT_PLAYERS", "EVALS_PER_PLAYER", "banzhaf", "leave_one_out", "semivalue", "shapley"]
 
@@ -32,8 +33,11 @@ def shapley(
         game: the game.
         method: ``"exact"`` (all 2^n coalitions, n <= 20), ``"permutation"`` (random orders; values sum to
             v(N) - v(empty) exactly, n - 1 evaluations an order), ``"one_toggle"`` (single toggles at random coalitions
-            of uniform density, n + 1 evaluations a coalition), or ``"auto"``: exact when 2^n fits ``n_evals`` (n <= 14
-            if that is None), otherwise permutation.
+            of uniform density, n + 1 evaluations a coalition); ``"sample_permutation"`` and ``"sample_one_toggle"``,
+            the same with an order (coalition) for every sample of a :class:`~mipprune.game.SampleGame`, where a pass
+            of all samples over n toggles counts as n evaluations (n + 1 for one_toggle); or ``"auto"``: exact when
+            2^n fits ``n_evals`` (n <= 14 if that is None), otherwise sample_permutation, or permutation for a game
+            whose value is no mean over samples.
         n_evals: budget in coalition evaluations, never exceeded.  None: 256 (n + 1), or until ``time_limit``.
         seed: of the sampling.  Results depend on it, on the budget and on ``antithetic``, not on ``batch_size``.
         antithetic: pair every order (coalition) with its reverse (complement).
@@ -44,7 +48,8 @@ def shapley(
     Raises:
         BudgetError: too many players for exact, too small a budget, or a time limit too short for two replicates.
         ConfigError: an unknown method or a bad seed.
-        DataError: the game has no players or a value that isn't finite.
+        DataError: the game has no players or a value that isn't finite, or a sample-wise method is asked for and the
+            game's value is no mean over samples.
     """
     return _estimate(
         game, "shapley", SHAPLEY, method, "permutation", n_evals, seed, antithetic, time_limit, batch_size, progress
@@ -57,7 +62,8 @@ def banzhaf(
 ) -> Estimate:
     """Banzhaf values: the mean marginal contribution over all coalitions, the semivalue with p = 1/2.
 
-    Methods ``"exact"``, ``"one_toggle"`` and ``"auto"``; arguments and errors as :func:`shapley`.
+    Methods ``"exact"``, ``"one_toggle"``, ``"sample_one_toggle"`` and ``"auto"``; arguments and errors as
+    :func:`shapley`.
     """
     return _estimate(
         game, "banzhaf", Density(0.5), method, "one_toggle", n_evals, seed, antithetic, time_limit, batch_size, progress
@@ -71,8 +77,9 @@ def semivalue(
     """p-binomial semivalues (2311.10468): the mean marginal contribution where each other player is in with chance p.
 
     p = 1/2 is Banzhaf, p = 1 leave-one-out, p = 0 every player on its own; the last two are exact with n + 1
-    evaluations, which ``"auto"`` uses.  Methods ``"exact"``, ``"one_toggle"`` and ``"auto"``; other arguments and
-    errors as :func:`shapley`.  With the same seed and budget, estimates at two p rest on common random numbers.
+    evaluations, which ``"auto"`` uses.  Methods ``"exact"``, ``"one_toggle"``, ``"sample_one_toggle"`` and ``"auto"``;
+    other arguments and errors as :func:`shapley`.  With the same seed and budget, estimates at two p rest on common
+    random numbers.
 
     Args:
         p: inclusion probability in [0, 1]; the density of the networks one wants to rank units for.
@@ -80,7 +87,7 @@ def semivalue(
     """
     density = Density(p)
     if p in (0.0, 1.0) and method in ("auto", "exact"):
-        check_arguments(game, method, ("exact", "one_toggle"), n_evals, seed)
+        check_arguments(game, method, ("exact",), n_evals, seed)
         if n_evals is not None and n_evals < game.n_players + 1:
             raise BudgetError(f"n_evals={n_evals} is too small: p={p:g} needs {game.n_players + 1} evaluations")
         return _corner(game, "semivalue", p, time_limit, batch_size, progress)
@@ -119,8 +126,15 @@ def _estimate(
     game: Game, index: str, density: Density, method: str, sampled: str, n_evals: int | None, seed: int,
     antithetic: bool, time_limit: float | None, batch_size: int, progress: bool,
 ) -> Estimate:
-    known = tuple(dict.fromkeys(("exact", sampled, "one_toggle")))
-    check_arguments(game, method, known, n_evals, seed)
+    shared = tuple(dict.fromkeys((sampled, "one_toggle")))
+    check_arguments(game, method, ("exact", *shared, *map("sample_{}".format, shared)), n_evals, seed)
+    samples = per_sample(game)
+    if samples is None and method.startswith("sample_"):
+        raise DataError(
+            f"method={method!r} needs a SampleGame, whose value is a mean over samples (no callable of all outputs); "
+            f"method={method.removeprefix('sample_')!r} works with coalitions that all samples share"
+        )
+    sampled = sampled if samples is None else f"sample_{sampled}"
     clock = Clock(time_limit)
     with Evaluator(game, batch_size, clock, progress) as evaluator:
         if method == "exact" or (method == "auto" and picks_exact(game.n_players, n_evals)):
@@ -151,8 +165,12 @@ def _sampled(
     evaluator: Evaluator, index: str, density: Density, method: str, n_evals: int | None, seed: int, antithetic: bool
 ) -> Estimate:
     game, clock = evaluator.game, evaluator.clock
-    n, walks = game.n_players, method == "permutation"
-    cost = PermutationDesign.cost_of(n, antithetic) if walks else ToggleDesign.cost_of(n, antithetic)
+    n, walks = game.n_players, method.endswith("permutation")
+    samples = per_sample(game) if method.startswith("sample_") else None
+    if samples is not None:
+        cost = (SampleWalkSource if walks else SampleToggleSource).cost_of(n, antithetic)
+    else:
+        cost = PermutationDesign.cost_of(n, antithetic) if walks else ToggleDesign.cost_of(n, antithetic)
     # with a time limit and no budget, run until the time is up; a game with nothing to draw needs no more than 2
     budget = EVALS_PER_PLAYER * (n + 1) if n_evals is None and (clock.time_limit is None or not cost) else n_evals
     n_replicates = None
@@ -161,12 +179,16 @@ def _sampled(
         n_replicates = replicates_for(budget, 2, cost, f"{method} sampling of {n} players", hint)
     evaluator.announce(None if n_replicates is None else 2 + n_replicates * cost)
     value_empty, value_full = map(float, evaluator.values(np.repeat([[False], [True]], n, axis=1)))
-    design: Design
-    if walks:
-        design = PermutationDesign(n, seed, value_empty, value_full, antithetic)
+    source: Source
+    if samples is not None and walks:
+        source = SampleWalkSource(samples, evaluator, seed, antithetic)
+    elif samples is not None:
+        source = SampleToggleSource(samples, evaluator, seed, density, antithetic)
+    elif walks:
+        source = CoalitionSource(PermutationDesign(n, seed, value_empty, value_full, antithetic), evaluator)
     else:
-        design = ToggleDesign(n, seed, density, antithetic)
-    blocks, termination = gather(CoalitionSource(design, evaluator), n_replicates, evaluator.batch_size)
+        source = CoalitionSource(ToggleDesign(n, seed, density, antithetic), evaluator)
+    blocks, termination = gather(source, n_replicates, evaluator.batch_size)
     means, sizes = blocks.means, blocks.sizes
     values, stderr = mean_and_stderr(means, sizes)
     return Estimate(

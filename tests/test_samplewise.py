@@ -1,0 +1,278 @@
+"""Estimates in which every sample has coalitions of its own: unbiased, honest, repeatable, and only where they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mipprune as mp
+from mipprune.errors import BudgetError, ConfigError, DataError
+from mipprune.estimate import Estimate, PinnedGame, banzhaf, semivalue, shapley
+from mipprune.estimate.density import SHAPLEY, Density
+from mipprune.estimate.samplewise import SampleToggleSource, per_sample, sample_orders
+from mipprune.estimate.sampling import Clock, Evaluator
+from mipprune.game import Game, LayerGame, SampleGame, TableGame
+from mipprune.testing.game_contract import GameContract
+from mipprune.testing.sample_games import MeanOfTables, mean_of_networks
+
+SAMPLERS: dict[str, Callable[..., Estimate]] = {
+    "walk": lambda game, **k: shapley(game, method="sample_permutation", **k),
+    "shapley toggle": lambda game, **k: shapley(game, method="sample_one_toggle", **k),
+    "banzhaf": lambda game, **k: banzhaf(game, method="sample_one_toggle", **k),
+    "semivalue .8": lambda game, **k: semivalue(game, p=0.8, method="sample_one_toggle", **k),
+}
+EXACT: dict[str, Callable[[Game], Estimate]] = {
+    "walk": lambda game: shapley(game, method="exact"),
+    "shapley toggle": lambda game: shapley(game, method="exact"),
+    "banzhaf": lambda game: banzhaf(game, method="exact"),
+    "semivalue .8": lambda game: semivalue(game, p=0.8, method="exact"),
+}
+each_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+both_ways = pytest.mark.parametrize("antithetic", [True, False])
+
+
+def layer_game(value: object = "cross_entropy", **options: object) -> LayerGame:
+    """Eight units of a perceptron with large weights on 16 samples, in double precision."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).double().eval()
+    for p in model.parameters():
+        p.data.mul_(3)
+    x = torch.randn(16, 5, dtype=torch.float64)
+    data = (x, torch.randint(4, (16,)))
+    return LayerGame(mp.trace(model, x), "2", data, value, **options)  # type: ignore[arg-type]
+
+
+def same(a: Estimate, b: Estimate) -> bool:
+    return {**a.to_dict(), "seconds": 0} == {**b.to_dict(), "seconds": 0}
+
+
+class TestMeanOfTables(GameContract):
+    def make_game(self) -> Game:
+        return mean_of_networks(5)
+
+
+def test_the_numpy_game_by_definition() -> None:
+    game = mean_of_networks(4, n_samples=6)
+    orders = sample_orders(0, 0, 6, 4)
+    masks = np.random.default_rng(0).random((6, 4)) < 0.5
+    walked, toggled = game.walk(orders), game.toggle(masks)
+    for k in range(6):
+        alone = TableGame(game.tables[k])
+        coalition = np.zeros(4, dtype=bool)
+        for i in orders[k]:
+            before = alone.value(coalition)
+            coalition[i] = True
+            assert walked[k, i] == pytest.approx(alone.value(coalition) - before)
+        for i in range(4):
+            on, off = masks[k].copy(), masks[k].copy()
+            on[i], off[i] = True, False
+            assert toggled[k, i] == pytest.approx(alone.value(on) - alone.value(off))
+
+
+# -- unbiased and honest -----------------------------------------------------------------------------------------------
+
+
+@each_sampler
+@both_ways
+def test_intervals_cover_and_estimates_are_unbiased(sampler: str, antithetic: bool) -> None:
+    game, repetitions = mean_of_networks(8, n_samples=4), 240
+    truth = EXACT[sampler](game).values
+    found = [SAMPLERS[sampler](game, n_evals=800, seed=s, antithetic=antithetic) for s in range(repetitions)]
+    ends = [e.confidence_interval(0.95) for e in found]
+    assert 0.92 <= np.mean([(low <= truth) & (truth <= high) for low, high in ends]) <= 0.98
+    errors = np.array([e.values for e in found]) - truth
+    real = np.sqrt((errors**2).mean(0))
+    stated = np.sqrt(np.mean([e.stderr**2 for e in found], axis=0))
+    assert 0.9 <= (stated / real).mean() <= 1.1
+    assert (np.abs(errors.mean(0)) < 4 * real / np.sqrt(repetitions)).all()
+
+
+@each_sampler
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_layer_against_its_exact_table(sampler: str, fused: bool) -> None:
+    game = layer_game(fused=fused)
+    truth = EXACT[sampler](game).values
+    found = SAMPLERS[sampler](game, n_evals=4000, seed=1)
+    assert np.linalg.norm(truth) > 0.1
+    assert (np.abs(found.values - truth) <= 5 * found.stderr + 1e-9).all()
+    assert np.linalg.norm(found.values - truth) < 0.05 * np.linalg.norm(truth)
+
+
+@both_ways
+def test_walks_are_efficient(antithetic: bool) -> None:
+    for game in (mean_of_networks(6), layer_game()):
+        found = shapley(game, method="sample_permutation", n_evals=300, antithetic=antithetic)
+        assert found.value_full is not None
+        assert found.value_empty is not None
+        assert found.values.sum() == pytest.approx(found.value_full - found.value_empty, abs=1e-10)
+        assert found.combination(np.ones(game.n_players))[1] == pytest.approx(0, abs=1e-10)
+
+
+def test_a_sample_of_its_own_order_is_worth_many_shared_orders() -> None:
+    game = mean_of_networks(8, n_samples=64)
+    truth = shapley(game, method="exact").values
+
+    def error(method: str) -> float:
+        found = [shapley(game, method=method, n_evals=400, seed=seed).values for seed in range(20)]
+        return float(np.mean((np.array(found) - truth) ** 2))
+
+    assert error("sample_permutation") < error("permutation") / 5
+
+
+def test_orders_are_uniform_and_independent() -> None:
+    orders = sample_orders(5, 0, 60_000, 3)
+    count = np.bincount(orders @ [9, 3, 1], minlength=27)
+    assert (count > 0).sum() == 6
+    np.testing.assert_allclose(count[count > 0] / 60_000, 1 / 6, atol=0.007)  # over 4 standard deviations
+    assert (sample_orders(5, 1, 50, 40) != sample_orders(5, 0, 50, 40)).any(axis=1).all()
+    first_places = sample_orders(0, 0, 20_000, 16)[:, 0]
+    neighbours = np.corrcoef(first_places[1:], first_places[:-1])[0, 1]
+    assert abs(neighbours) < 0.03
+    assert (np.sort(sample_orders(0, 7, 9, 1)) == 0).all()
+
+
+@pytest.mark.parametrize("density", [Density(0.5), Density(0.8), SHAPLEY])
+def test_masks_have_the_law_of_the_density(density: Density) -> None:
+    game = MeanOfTables(np.zeros((8000, 8)))
+    source = SampleToggleSource(game, Evaluator(game, 1, Clock(None)), 0, density, antithetic=True)
+    for which in (0, 1):
+        masks = np.concatenate([source._passes(r)[which] for r in range(5)])
+        frequency = np.bincount(masks @ [1, 2, 4], minlength=8) / len(masks)
+        sizes = np.array([bin(c).count("1") for c in range(8)])
+        np.testing.assert_allclose(frequency, density.weights(3)[sizes], atol=0.011)  # over 4 standard deviations
+    one, other = SampleToggleSource(game, Evaluator(game, 1, Clock(None)), 0, Density(0.5), True)._passes(3)
+    assert (one != other).all()
+
+
+# -- repeatable --------------------------------------------------------------------------------------------------------
+
+
+@each_sampler
+def test_the_seed_decides_and_chunks_do_not(sampler: str) -> None:
+    game = mean_of_networks(7)
+    found = SAMPLERS[sampler](game, n_evals=700, seed=4)
+    for batch_size in (1, 33, 10**6):
+        assert same(found, SAMPLERS[sampler](game, n_evals=700, seed=4, batch_size=batch_size))
+    assert (found.values != SAMPLERS[sampler](game, n_evals=700, seed=5).values).any()
+    longer = SAMPLERS[sampler](game, n_evals=40 * found.n_evals, seed=4)  # the first replicates are the same ones
+    assert longer.block_sizes[0] > 1
+    short = SAMPLERS[sampler](game, n_evals=2 + longer.block_sizes[0] * _cost(found), seed=4)
+    np.testing.assert_allclose(short.values, longer.block_means[0], rtol=1e-12)
+
+
+def _cost(found: Estimate) -> int:
+    return (found.n_evals - 2) // int(found.block_sizes.sum())
+
+
+@both_ways
+def test_the_budget_is_kept_and_counted(antithetic: bool) -> None:
+    class Counting(MeanOfTables):
+        passes = 0
+
+        def walk(self, orders: np.ndarray) -> np.ndarray:
+            self.passes += self.n_players
+            return super().walk(orders)
+
+        def toggle(self, masks: np.ndarray) -> np.ndarray:
+            self.passes += self.n_players + 1
+            return super().toggle(masks)
+
+    for sampler in SAMPLERS.values():
+        game = Counting(mean_of_networks(6).tables)
+        found = sampler(game, n_evals=333, antithetic=antithetic)
+        assert found.n_evals == 2 + game.passes <= 333
+        assert found.n_evals + _cost(found) > 333
+
+
+def test_too_small_a_budget() -> None:
+    with pytest.raises(BudgetError, match=r"at least 26 .*14 with antithetic=False"):
+        shapley(mean_of_networks(6), method="sample_permutation", n_evals=25)
+    shapley(mean_of_networks(6), method="sample_permutation", n_evals=26)
+    with pytest.raises(ConfigError, match="sample_one_toggle"):
+        banzhaf(mean_of_networks(6), method="sample_permutation")
+
+
+def test_time_limit_and_progress(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    game, walks = mean_of_networks(6), []
+
+    class Walking(MeanOfTables):
+        def walk(self, orders: np.ndarray) -> np.ndarray:
+            walks.append(1)
+            return super().walk(orders)
+
+    monkeypatch.setattr(Clock, "seconds", property(lambda _: float(len(walks))))
+    found = shapley(Walking(game.tables), method="sample_permutation", time_limit=13.5, progress=True)
+    assert found.termination == "time_limit"
+    assert found.n_evals == 2 + 7 * 2 * 6  # chunks of 1, 2 and 4 replicates of two walks; another chunk wasn't finished
+    assert len(walks) == 14
+    assert "evals" in capsys.readouterr().err
+
+
+# -- where it holds ----------------------------------------------------------------------------------------------------
+
+
+def test_auto_takes_samples_where_they_can_walk_alone() -> None:
+    game = mean_of_networks(8)
+    assert shapley(game).method == "exact"
+    assert shapley(game, n_evals=200).method == "sample_permutation"
+    assert banzhaf(game, n_evals=200).method == "sample_one_toggle"
+    assert semivalue(game, p=0.7, n_evals=200).method == "sample_one_toggle"
+    assert semivalue(game, p=1, n_evals=200).method == "exact"
+    assert "sample_permutation, 162 evaluations" in str(shapley(game, n_evals=170))
+    assert same(shapley(game, n_evals=200), shapley(game, n_evals=200, method="sample_permutation"))
+    assert shapley(layer_game(), n_evals=100).method == "sample_permutation"
+    assert shapley(TableGame(game.tables[0]), n_evals=200).method == "permutation"
+
+
+def test_a_callable_value_falls_back_to_shared_coalitions() -> None:
+    game = layer_game(lambda out, target: -nn.functional.cross_entropy(out, target))
+    assert per_sample(game) is None
+    assert shapley(game, n_evals=100).method == "permutation"
+    assert banzhaf(game, n_evals=100).method == "one_toggle"
+    assert per_sample(PinnedGame(game, kept=[1])) is None
+    with pytest.raises(DataError, match="method='permutation'"):
+        shapley(game, method="sample_permutation", n_evals=100)
+    with pytest.raises(DataError, match="method='one_toggle'"):
+        banzhaf(TableGame(np.arange(8.0)), method="sample_one_toggle", n_evals=100)
+
+
+@each_sampler
+def test_pinned_players_stay_where_they_are(sampler: str) -> None:
+    for game in (mean_of_networks(9), layer_game()):
+        once = PinnedGame(game, kept=[4], removed=[0])
+        for pinned in (PinnedGame(game, kept=[1, 4], removed=[0, 6]), PinnedGame(once, kept=[0], removed=[4])):
+            truth = EXACT[sampler](pinned).values
+            found = SAMPLERS[sampler](pinned, n_evals=4000, seed=1)
+            assert found.player_names == pinned.player_names
+            assert (np.abs(found.values - truth) <= 5 * found.stderr + 1e-9).all()
+            assert np.linalg.norm(found.values - truth) < 0.1 * np.linalg.norm(truth)
+        samples = per_sample(pinned)
+        assert samples is not None
+        both = np.random.default_rng(0).random((7, pinned.n_players)) < 0.5
+        np.testing.assert_allclose(samples.sample_values(both).mean(1), pinned.values(both))
+        np.testing.assert_allclose(samples.values(both), pinned.values(both))
+
+
+def test_a_value_that_is_not_finite_names_the_sample_and_the_player() -> None:
+    tables = np.array(mean_of_networks(5).tables)
+
+    class Broken(MeanOfTables):
+        def walk(self, orders: np.ndarray) -> np.ndarray:
+            out = super().walk(orders)
+            out[2, 3] = np.nan
+            return out
+
+    with pytest.raises(DataError, match=r"sample 2: the value changes by nan with player 3"):
+        shapley(Broken(tables), method="sample_permutation", n_evals=100)
+
+
+def test_one_player() -> None:
+    game: SampleGame = MeanOfTables(np.array([[1.0, 3.0], [2.0, 6.0]]))
+    for sampler in SAMPLERS.values():
+        found = sampler(game, n_evals=50)
+        assert found.values == [3.0]
+        assert found.stderr == [0.0]
