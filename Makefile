@@ -3,6 +3,11 @@ PYTHON ?= python3
 EXTRAS ?= dev,examples,plots,fast
 PYTEST_ARGS ?=
 
+# The networks and programs here are small: more threads than one only wait for each other.
+export OMP_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+
 BIN := .venv/bin
 # The stamp names the extras, so that asking for others builds another environment.
 READY := .venv/ready-$(EXTRAS)
