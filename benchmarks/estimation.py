@@ -1,0 +1,326 @@
+"""What an importance estimate costs: Shapley values of a layer by mipprune beside captum, shapiq and TorchPruner's way.
+
+    python benchmarks/estimation.py [--quick] [--device cpu|cuda] [--json FILE]
+
+Cases: a digits MLP 64-128-64-10 (players: the 128 units of hidden layer 1) and a small CNN (32 channels of its second
+convolution); the value of a coalition is minus the mean cross-entropy on 256 held-out images with only these units on.
+
+How it is measured: every method gets about the same CPU time (2.5 s, 0.3 s with --quick) in one process and thread, and
+is called as a user would.  CPU time is time.process_time around the call (with --device cuda: wall-clock time after a
+synchronisation); training, tracing, the cached activations before the layer and one warm-up call of every method lie
+outside.  captum and shapiq get the cached activations too, and only the rest of the network is run for them.  The error
+is the L2 distance to a long reference run of ours (another seed) over the reference's norm, root mean square over the
+repeats; a long run of plain shared permutations checks the reference.  The equal-error ratio extrapolates from the
+measured points by error^2 ~ 1/time: ``(t_peer error_peer^2) / (t_ours error_ours^2)``, for the best method of a peer.
+
+TorchPruner's package does not install here; its algorithm is written out below: per permutation units are taken out one
+after another, and the whole network is run on all images at every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import nn
+
+import mipprune as mp
+from mipprune.datasets import load_split
+from mipprune.estimate import shapley
+from mipprune.game import LayerGame
+
+N_IMAGES = 256
+OURS = "mipprune sample_permutation"
+
+#: One run: (budget in evaluations, seed) -> (values (n,), evaluations made).
+Run = Callable[[int, int], tuple[np.ndarray, int]]
+
+
+@dataclasses.dataclass
+class Case:
+    """A network split at the layer whose units are the players."""
+
+    name: str
+    model: nn.Sequential
+    layer: str  # module path
+    split: int  # the players are the outputs of model[:split]
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+    def __post_init__(self) -> None:
+        self.game = LayerGame(mp.trace(self.model, self.inputs[:8]), self.layer, (self.inputs, self.targets))
+        self.n = self.game.n_players
+        with torch.no_grad():
+            self.cached = self.model[: self.split](self.inputs)
+        self.rest = self.model[self.split :]
+
+    def values(self, coalitions: np.ndarray) -> np.ndarray:
+        """The batched callback of the peers: coalitions (M, n) or (n,) -> (M,), by the rest of the network alone."""
+        gates = torch.as_tensor(np.atleast_2d(coalitions), dtype=torch.float32, device=self.cached.device)
+        return self.worth(gates).cpu().numpy().astype(np.float64)
+
+    @torch.no_grad()
+    def worth(self, gates: torch.Tensor) -> torch.Tensor:
+        """Values of float gates (M, n): float32 (M,), 16 coalitions of all images at a time (fastest of 4..128)."""
+        out = []
+        for some in gates.split(16):
+            masked = self.cached * some.reshape(len(some), 1, self.n, *[1] * (self.cached.ndim - 2))
+            logits = self.rest(masked.flatten(0, 1))
+            loss = nn.functional.cross_entropy(logits, self.targets.repeat(len(some)), reduction="none")
+            out.append(-loss.reshape(len(some), -1).mean(1))
+        return torch.cat(out)
+
+
+# -- networks ----------------------------------------------------------------------------------------------------------
+
+
+def make_cases(device: str) -> list[Case]:
+    """Both networks, trained on the training part; the images come from the held-out part."""
+    cases = []
+    for name in ("mlp 64-128-64-10, hidden layer 1", "cnn 16-32, second convolution"):
+        conv = name.startswith("cnn")
+        split = load_split("digits" if conv else "digits_flat")
+        torch.manual_seed(0)
+        model = _cnn() if conv else nn.Sequential(
+            nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
+        )
+        _train(model, *split.train, epochs=10 if conv else 30)
+        x, y = (t[:N_IMAGES].to(device) for t in split.holdout)
+        model = model.to(device).eval()
+        cases.append(Case(name, model, "2" if conv else "0", 4 if conv else 2, x, y))
+    return cases
+
+
+def _cnn() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    )
+
+
+def _train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for batch in torch.randperm(len(x)).repeat(epochs).split(64):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+        optimizer.step()
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+
+def ours(game: LayerGame, **options: Any) -> Run:
+    """mipprune's shapley with a method of its own."""
+
+    def run(budget: int, seed: int) -> tuple[np.ndarray, int]:
+        found = shapley(game, n_evals=max(budget, 5 * game.n_players), seed=seed, **options)
+        return np.asarray(found.values), found.n_evals
+
+    return run
+
+
+def captum_sampling(case: Case, batch: int) -> Run:
+    """captum's ShapleyValueSampling on the gates of the units, ``batch`` coalitions a call."""
+    from captum.attr import ShapleyValueSampling
+
+    sampler = ShapleyValueSampling(case.worth)
+    ones = torch.ones(1, case.n, device=case.cached.device)
+
+    def run(budget: int, seed: int) -> tuple[np.ndarray, int]:
+        torch.manual_seed(seed)
+        count = max(1, round(budget / case.n))
+        found = sampler.attribute(ones, baselines=0.0, n_samples=count, perturbations_per_eval=batch)
+        return found[0].cpu().numpy().astype(np.float64), 1 + count * case.n
+
+    return run
+
+
+def shapiq_method(case: Case, name: str, **options: Any) -> Run:
+    """An approximator of shapiq with the batched callback."""
+    import shapiq
+
+    def run(budget: int, seed: int) -> tuple[np.ndarray, int]:
+        approximator = getattr(shapiq, name)(n=case.n, random_state=seed, **options)
+        found = approximator.approximate(budget=max(budget, 2 * case.n), game=case.values)
+        return np.array([found[(i,)] for i in range(case.n)]), int(found.estimation_budget)
+
+    return run
+
+
+def torchpruner_way(case: Case) -> Run:
+    """TorchPruner's algorithm: whole network, a hook that masks, units removed one by one, one loss a step."""
+    mask = torch.ones(case.n, device=case.cached.device)
+    shape = (case.n, *[1] * (case.cached.ndim - 2))
+
+    def hooked(*_: Any) -> Any:
+        return _[2] * mask.reshape(shape)
+
+    @torch.no_grad()
+    def loss() -> float:
+        return float(nn.functional.cross_entropy(case.model(case.inputs), case.targets))
+
+    def run(budget: int, seed: int) -> tuple[np.ndarray, int]:
+        rng, total = np.random.default_rng(seed), np.zeros(case.n)
+        count = max(1, round(budget / case.n))
+        handle = case.model[case.split - 1].register_forward_hook(hooked)
+        for _ in range(count):
+            mask.fill_(1.0)
+            before = loss()
+            for unit in rng.permutation(case.n):
+                mask[unit] = 0.0
+                after = loss()
+                total[unit] += after - before
+                before = after
+        handle.remove()
+        return total / count, count * (case.n + 1)
+
+    return run
+
+
+def methods(case: Case) -> dict[str, tuple[str, Run]]:
+    """name -> (package, run)."""
+    plain = LayerGame(case.game.graph, case.layer, (case.inputs, case.targets), fused=False)
+    found: dict[str, tuple[str, Run]] = {OURS: ("mipprune", ours(case.game, method="sample_permutation"))}
+    if case.game._chain is not None:
+        found[f"{OURS}, without the compiled kernel"] = ("", ours(plain, method="sample_permutation"))
+    found["mipprune permutation (shared by all images)"] = ("", ours(plain, method="permutation"))
+    found["captum ShapleyValueSampling, one by one"] = ("captum", captum_sampling(case, 1))
+    found["captum ShapleyValueSampling, batched"] = ("captum", captum_sampling(case, case.n))
+    found["shapiq PermutationSamplingSV"] = ("shapiq", shapiq_method(case, "PermutationSamplingSV"))
+    found["shapiq KernelSHAP"] = ("shapiq", shapiq_method(case, "KernelSHAP"))
+    found["shapiq KernelSHAP, paired"] = ("shapiq", shapiq_method(case, "KernelSHAP", pairing_trick=True))
+    found["TorchPruner's algorithm, whole network"] = ("torchpruner", torchpruner_way(case))
+    return found
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def timed(run: Run, budget: int, seed: int, device: str) -> tuple[np.ndarray, int, float]:
+    """Values, evaluations and seconds of one run."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    start = clock()
+    values, evaluations = run(budget, seed)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return values, evaluations, clock() - start
+
+
+def fitting_budget(run: Run, n: int, seconds: float, device: str) -> int:
+    """Evaluations that take about ``seconds``: grown from a warm-up until a tenth of it is used, then scaled."""
+    budget = 6 * n
+    timed(run, budget, 0, device)
+    while True:
+        _, made, taken = timed(run, budget, 0, device)
+        if taken > seconds / 10:
+            return max(budget, int(made * seconds / taken))
+        budget = max(2 * budget, int(made * seconds / 8 / max(taken, 1e-4)))
+
+
+def reference(case: Case, seconds: float, device: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """A long run of ours with a seed of its own, and how it agrees with a long run of plain shared permutations."""
+    options = {"seed": 987_654_321}
+    budget = fitting_budget(ours(case.game, method="sample_permutation"), case.n, seconds, device)
+    exact = shapley(case.game, method="sample_permutation", n_evals=budget, **options)
+    plain = LayerGame(case.game.graph, case.layer, (case.inputs, case.targets), fused=False)
+    budget = fitting_budget(ours(plain, method="permutation", antithetic=False), case.n, seconds, device)
+    check = shapley(plain, method="permutation", antithetic=False, n_evals=budget, seed=13)
+    norm = np.linalg.norm(exact.values)
+    gap = float(np.linalg.norm(check.values - exact.values) / norm)
+    expected = float(np.sqrt((check.stderr**2 + exact.stderr**2).sum()) / norm)
+    return np.asarray(exact.values), {
+        "case": case.name, "evaluations": exact.n_evals, "rel_stderr": float(np.linalg.norm(exact.stderr) / norm),
+        "plain_permutation_evaluations": check.n_evals, "rel_gap_to_plain": gap, "rel_gap_expected": expected,
+    }
+
+
+def measure(case: Case, seconds: float, repeats: int, truth: np.ndarray, device: str) -> list[dict[str, Any]]:
+    """One row per method."""
+    rows = []
+    for name, (package, run) in methods(case).items():
+        budget = fitting_budget(run, case.n, seconds, device)
+        found = [timed(run, budget, 1 + seed, device) for seed in range(repeats)]
+        error = [np.linalg.norm(v - truth) / np.linalg.norm(truth) for v, _, _ in found]
+        rows.append({
+            "case": case.name, "method": name, "package": package,
+            "cpu_seconds": float(np.mean([t for _, _, t in found])),
+            "evaluations": int(np.mean([e for _, e, _ in found])),
+            "rel_l2_error": float(np.sqrt(np.mean(np.square(error)))),
+            "spearman": float(np.mean([stats.spearmanr(v, truth).statistic for v, _, _ in found])),
+        })
+        print(_line(rows[-1]), flush=True)
+    return rows
+
+
+def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """CPU time for our error, over our CPU time; of each package's best method: error^2 ~ 1/time."""
+    price = {r["method"]: r["cpu_seconds"] * r["rel_l2_error"] ** 2 for r in rows}
+    return {
+        peer: min(price[r["method"]] for r in rows if r["package"] == peer) / price[OURS]
+        for peer in ("shapiq", "captum", "torchpruner")
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        f"  {row['method']:<60} {row['cpu_seconds']:6.2f} s {row['evaluations']:>9,} evals  "
+        f"error {row['rel_l2_error']:.4f}  Spearman {row['spearman']:.4f}"
+    )
+
+
+def main() -> None:
+    """Measure, print, and write the JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="0.3 s a method, one repeat")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    seconds, repeats = (0.3, 1) if options.quick else (2.5, 3)
+    result: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(), "quick": options.quick, "device": options.device,
+        "python": platform.python_version(), "processor": platform.machine(),
+        "versions": {p: _version(p) for p in ("mipprune", "torch", "numpy", "numba", "captum", "shapiq")},
+        "equal_error_rule": "error^2 ~ 1/time from each method's measured point; the best method of each package",
+        "rows": [], "references": [], "equal_error_time_ratios": {},
+    }
+    for case in make_cases(options.device):
+        truth, check = reference(case, 10 * seconds, options.device)
+        print(f"{case.name}: {case.n} players, {len(case.targets)} images; reference {check['evaluations']:,} evals, "
+              f"its relative standard error {check['rel_stderr']:.4f}; gap to plain permutations "
+              f"{check['rel_gap_to_plain']:.4f}, expected {check['rel_gap_expected']:.4f}")
+        rows = measure(case, seconds, repeats, truth, options.device)
+        result["references"].append(check)
+        result["rows"] += rows
+        result["equal_error_time_ratios"][case.name] = ratios(rows)
+        print("  CPU time for our error over ours:",
+              ", ".join(f"{k} {v:,.0f}" for k, v in ratios(rows).items()), "\n")
+    result["equal_error_time_ratio"] = next(iter(result["equal_error_time_ratios"].values()))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()
