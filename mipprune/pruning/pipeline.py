@@ -201,11 +201,12 @@ def _finish(
     plan = PrunePlan.from_mask(graph, best.kept)
     small = plan.apply(graph.model)
     checked = verify(graph, best.kept, small, data)
-    small = search.deployed(best.kept)
+    small, repaired = search.deployed(best.kept)
     counts = graph.costs.counts(best.kept)
     spent = {r: graph.costs.cost(r, counts) for r in graph.costs.resources}
     dense, pruned = measure(graph.model, data), measure(small, data)
-    baseline = search.deployed(magnitude_mask(graph, limits or {"macs": spent["macs"]}, search.pinned, search.min_keep))
+    same_cost = magnitude_mask(graph, limits or {"macs": spent["macs"]}, search.pinned, search.min_keep)
+    baseline, _ = search.deployed(same_cost)
     last = best.stages[-1] if best.stages else None
     solution = Solution(
         kept=best.kept,
@@ -238,7 +239,7 @@ def _finish(
         dense_calibration=dense,
         pruned_calibration=pruned,
         verification=checked,
-        repair=search.repair if any(True for _ in search.repair) else (),
+        repair=repaired,
         seconds=time.monotonic() - begin,
     )
     return PruneResult(small, plan, report)

@@ -126,8 +126,8 @@ class PruneReport(Record):
             + (f", last of {len(self.stages)} stages (the chain is a heuristic)" if len(self.stages) > 1 else "")
             + f"; stopped: {s.termination}",
             f"loss increase on the calibration data: predicted {s.drop:.4g}, measured "
-            f"{self.pruned_calibration.loss - self.dense_calibration.loss:.4g} after repair"
-            f" ({', '.join(self.repair) or 'none'})",
+            f"{self.pruned_calibration.loss - self.dense_calibration.loss:.4g}"
+            + (f" after repair ({', '.join(self.repair)})" if self.repair else ""),
             f"masked and pruned network agree to {self.verification.max_abs_diff:.2g}; {self.seconds:.1f} s in all",
         ]
         lines += [f"not prunable: {line}" for line in self.pinned]

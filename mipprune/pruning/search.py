@@ -89,16 +89,17 @@ class Searcher:
             raise OutOfTime
         return left
 
-    def deployed(self, kept: np.ndarray) -> nn.Module:
-        """The smaller network of a mask, repaired."""
+    def deployed(self, kept: np.ndarray) -> tuple[nn.Module, tuple[str, ...]]:
+        """The smaller network of a mask, repaired, and the repairs that found something to do."""
         small = PrunePlan.from_mask(self.graph, kept).apply(self.graph.model)
-        if "bn" in self.repair and not kept.all():
-            recalibrate_batch_norm(small, self.data)
-        return small
+        done = []
+        if "bn" in self.repair and not kept.all() and recalibrate_batch_norm(small, self.data):
+            done.append("bn")
+        return small, tuple(done)
 
     def truth(self, kept: np.ndarray) -> Quality:
         """Quality of the deployed network on the calibration data."""
-        return measure(self.deployed(kept), self.data)
+        return measure(self.deployed(kept)[0], self.data)
 
     def curves(self, kept: np.ndarray) -> list[SizeCurve]:
         """Size-loss curve of every group around the mask ``kept``; units that are off stay off."""
