@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Self
 
 import numpy as np
-from scipy.linalg.lapack import dpotrf, dpotri, dpotrs
+from scipy.linalg.lapack import dpotrf, dpotrs
 
 __all__ = ["ActiveSet", "StalledError", "project_capped_simplex", "tangent_bounds"]
 
@@ -139,16 +139,23 @@ class ActiveSet:
         self._follow(abs(distance), unit, 1.0 if distance > 0 else -1.0)
         self.z[unit] = at
 
-    def stiffness(self) -> tuple[np.ndarray, np.ndarray]:
-        """Free units and, for each, the curvature felt when it is moved and the other free units follow (sum fixed)."""
+    def stiffness(self, limit: int = 12) -> tuple[np.ndarray, np.ndarray]:
+        """The free units nearest to 1/2, at most ``limit``, and the curvature that each feels when it is moved alone.
+
+        The other free units follow, their sum making up for it.  With ``P`` the inverse of the free block and ``u`` its
+        row sums, a unit's curvature is ``1 / (P_ii - u_i^2 / sum u)``.
+        """
         free = np.flatnonzero(self.status == _FREE)
+        near = np.argsort(np.abs(self.z[free] - 0.5), kind="stable")[:limit]
         factor, fault = dpotrf(self.curvature[free[:, None], free], lower=1)
         if fault or len(free) < 2:
-            return free, np.diag(self.curvature)[free].copy()
-        inverse, _ = dpotri(factor, lower=1)
-        inverse = np.tril(inverse) + np.tril(inverse, -1).T
-        along = inverse.sum(0)
-        return free, 1.0 / np.maximum(np.diag(inverse) - along**2 / along.sum(), 1e-300)
+            return free[near], np.diag(self.curvature)[free[near]].copy()
+        right = np.zeros((len(free), len(near) + 1))
+        right[near, np.arange(len(near))] = 1.0
+        right[:, -1] = 1.0
+        solved, _ = dpotrs(factor, right, lower=1)
+        give = solved[near, np.arange(len(near))] - solved[near, -1] ** 2 / solved[:, -1].sum()
+        return free[near], 1.0 / np.maximum(give, 1e-300)
 
     def _refresh(self) -> None:
         self.gradient = self.linear + self.curvature @ self.z  # drops the rounding of the steps before
