@@ -21,7 +21,7 @@ from .baseline import magnitude_mask
 from .measure import measure
 from .options import Budget, LossIncrease
 from .result import LayerReport, PruneReport, PruneResult
-from .search import Candidate, OutOfTime, Searcher, Stage, under_budget, within_tolerance
+from .search import Candidate, OutOfTime, Searcher, Stage, tighten, under_budget, within_tolerance
 from .surrogates import SURROGATES
 
 __all__ = ["prune"]
@@ -176,20 +176,38 @@ def _search(
                 under_budget(search, limits, count, found)
             else:
                 within_tolerance(search, tolerance.nats, minimize, count, found)
+        best = _best(search, found, tolerance, minimize)
+        if best.stages:
+            found.append(_tightened(search, best, limits, tolerance, minimize))
     except OutOfTime:
         termination = "time_limit"
     except KeyboardInterrupt:
         termination = "interrupted"
     if not found:
         found.append(Candidate(first, search.truth(first), ()))
-    costs = search.graph.costs
-    if tolerance is None:
-        best = min(found, key=lambda c: c.quality.loss)
-    else:
-        best = min(found, key=lambda c: (costs.cost(minimize, costs.counts(c.kept)), c.quality.loss))
+    best = _best(search, found, tolerance, minimize)
     if termination == "optimal" and best.stages:
         termination = best.stages[-1].termination
     return best, termination
+
+
+def _best(search: Searcher, found: list[Candidate], tolerance: LossIncrease | None, minimize: str) -> Candidate:
+    """Lowest loss under a budget, lowest cost within a tolerance; of equals the later, whose bound is tighter."""
+    costs = search.graph.costs
+    if tolerance is None:
+        return min(reversed(found), key=lambda c: c.quality.loss)
+    return min(reversed(found), key=lambda c: (costs.cost(minimize, costs.counts(c.kept)), c.quality.loss))
+
+
+def _tightened(
+    search: Searcher, best: Candidate, limits: dict[str, int], tolerance: LossIncrease | None, minimize: str
+) -> Candidate:
+    """The best candidate with its last stage's problem solved more thoroughly."""
+    if tolerance is None:
+        return tighten(search, best, lambda q: q.loss <= best.quality.loss, objective="drop", budgets=limits)
+    allowed = search.truth(np.ones(search.graph.n_units, dtype=bool)).loss + tolerance.nats
+    limit = best.stages[-1].max_drop
+    return tighten(search, best, lambda q: q.loss <= allowed, objective=minimize, max_drop=limit)
 
 
 def _finish(

@@ -22,7 +22,10 @@ from ..surgery import PrunePlan, recalibrate_batch_norm
 from .measure import Quality, measure
 from .surrogates import layer_surrogates
 
-__all__ = ["Candidate", "Searcher", "Stage", "under_budget", "within_tolerance"]
+__all__ = ["Candidate", "Searcher", "Stage", "tighten", "under_budget", "within_tolerance"]
+
+#: Nodes of branch and bound per size of a layer when the final bound is tightened.
+TIGHTEN_NODES = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,8 +104,11 @@ class Searcher:
         """Quality of the deployed network on the calibration data."""
         return measure(self.deployed(kept)[0], self.data)
 
-    def curves(self, kept: np.ndarray) -> list[SizeCurve]:
-        """Size-loss curve of every group around the mask ``kept``; units that are off stay off."""
+    def curves(self, kept: np.ndarray, max_nodes: int = 0) -> list[SizeCurve]:
+        """Size-loss curve of every group around the mask ``kept``; units that are off stay off.
+
+        ``max_nodes`` of branch and bound go into closing the gap at every size.
+        """
         self.tick("measuring")
         surrogates = layer_surrogates(self.surrogate, self.graph, self.data, kept, self.seed)
         self.tick("solving layers")
@@ -110,7 +116,7 @@ class Searcher:
         jobs = (
             joblib.delayed(size_curve)(
                 surrogate, min_keep=min(self.min_keep, group.size), keep=self.pinned[group.units],
-                remove=~kept[group.units], max_nodes=0, seed=self.seed, time_limit=limit,
+                remove=~kept[group.units], max_nodes=max_nodes, seed=self.seed, time_limit=limit,
             )
             for surrogate, group in zip(surrogates, self.graph.groups, strict=True)
         )
@@ -198,3 +204,23 @@ def within_tolerance(
         kept, quality = found.kept, after
         if costs.cost(minimize, costs.counts(kept)) <= costs.cost(minimize, costs.counts(best[-1].kept)):
             best.append(Candidate(kept, quality, chain))
+
+
+def tighten(search: Searcher, best: Candidate, passes: Callable[[Quality], bool], **problem: object) -> Candidate:
+    """Solve the last stage's ``problem`` once more with branch and bound inside every layer, for a better bound.
+
+    A better incumbent is taken if the network built from it ``passes``; else the mask stays and its bound rises.
+    """
+    last = best.stages[-1]
+    start = best.stages[-2].kept if len(best.stages) > 1 else np.ones(search.graph.n_units, dtype=bool)
+    found = search.combine(search.curves(start, TIGHTEN_NODES), **problem)
+    seconds = last.seconds + found.seconds
+    if found.objective < last.objective:
+        after = search.truth(found.kept)
+        if passes(after):
+            before = dataclasses.replace(best.quality, loss=best.quality.loss - last.true_drop)
+            stage = search.stage(found, before, after, last.max_drop)
+            stage = dataclasses.replace(stage, bound=max(found.bound, last.bound), seconds=seconds)
+            return Candidate(found.kept, after, (*best.stages[:-1], stage))
+    stage = dataclasses.replace(last, bound=max(found.bound, last.bound), seconds=seconds)
+    return dataclasses.replace(best, stages=(*best.stages[:-1], stage))
