@@ -13,8 +13,9 @@ is the L2 distance to a long reference run of ours (another seed) over the refer
 repeats; a long run of plain shared permutations checks the reference.  The equal-error ratio extrapolates from the
 measured points by error^2 ~ 1/time: ``(t_peer error_peer^2) / (t_ours error_ours^2)``, for the best method of a peer.
 
-TorchPruner's package does not install here; its algorithm is written out below: per permutation units are taken out one
-after another, and the whole network is run on all images at every step.
+TorchPruner is not on PyPI; its algorithm is written out below: per permutation units are taken out one after another,
+and the whole network is run on all images at every step.  "torchpruner" draws them from a DataLoader, as its
+documentation asks; "torchpruner_ready_batch" is the same with the images as one tensor.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import json
 import platform
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ import numpy as np
 import torch
 from scipy import stats
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import mipprune as mp
 from mipprune.datasets import load_split
@@ -122,7 +124,7 @@ def _train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int) -> N
 
 
 def ours(game: LayerGame, **options: Any) -> Run:
-    """mipprune's shapley with a method of its own."""
+    """Mipprune's shapley with a method of its own."""
 
     def run(budget: int, seed: int) -> tuple[np.ndarray, int]:
         found = shapley(game, n_evals=max(budget, 5 * game.n_players), seed=seed, **options)
@@ -132,7 +134,7 @@ def ours(game: LayerGame, **options: Any) -> Run:
 
 
 def captum_sampling(case: Case, batch: int) -> Run:
-    """captum's ShapleyValueSampling on the gates of the units, ``batch`` coalitions a call."""
+    """Captum's ShapleyValueSampling on the gates of the units, ``batch`` coalitions a call."""
     from captum.attr import ShapleyValueSampling
 
     sampler = ShapleyValueSampling(case.worth)
@@ -159,38 +161,39 @@ def shapiq_method(case: Case, name: str, **options: Any) -> Run:
     return run
 
 
-def torchpruner_way(case: Case) -> Run:
-    """TorchPruner's algorithm: whole network, a hook that masks, units removed one by one, one loss a step."""
-    mask = torch.ones(case.n, device=case.cached.device)
-    shape = (case.n, *[1] * (case.cached.ndim - 2))
+def torchpruner_way(case: Case, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Run:
+    """TorchPruner's algorithm: a hook zeroes a growing list of units; the whole network gives one loss per image."""
+    removed: list[int] = []
 
-    def hooked(*_: Any) -> Any:
-        return _[2] * mask.reshape(shape)
+    def hook(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.index_fill_(1, torch.tensor(removed, device=output.device), 0.0) if removed else output
+
+    def losses() -> torch.Tensor:
+        some = [nn.functional.cross_entropy(case.model(x), y, reduction="none") for x, y in batches]
+        return torch.cat(some)
 
     @torch.no_grad()
-    def loss() -> float:
-        return float(nn.functional.cross_entropy(case.model(case.inputs), case.targets))
-
     def run(budget: int, seed: int) -> tuple[np.ndarray, int]:
-        rng, total = np.random.default_rng(seed), np.zeros(case.n)
+        rng, total = np.random.default_rng(seed), torch.zeros(len(case.targets), case.n, device=case.targets.device)
         count = max(1, round(budget / case.n))
-        handle = case.model[case.split - 1].register_forward_hook(hooked)
+        dense = losses()
+        handle = case.model.get_submodule(case.layer).register_forward_hook(hook)
         for _ in range(count):
-            mask.fill_(1.0)
-            before = loss()
-            for unit in rng.permutation(case.n):
-                mask[unit] = 0.0
-                after = loss()
-                total[unit] += after - before
+            before = dense
+            for unit in rng.permutation(case.n).tolist():
+                removed.append(unit)
+                after = losses()
+                total[:, unit] += after - before
                 before = after
+            removed.clear()
         handle.remove()
-        return total / count, count * (case.n + 1)
+        return total.mean(0).double().cpu().numpy() / count, 1 + count * case.n
 
     return run
 
 
 def methods(case: Case) -> dict[str, tuple[str, Run]]:
-    """name -> (package, run)."""
+    """Name -> (package, run)."""
     plain = LayerGame(case.game.graph, case.layer, (case.inputs, case.targets), fused=False)
     found: dict[str, tuple[str, Run]] = {OURS: ("mipprune", ours(case.game, method="sample_permutation"))}
     if case.game._chain is not None:
@@ -201,7 +204,10 @@ def methods(case: Case) -> dict[str, tuple[str, Run]]:
     found["shapiq PermutationSamplingSV"] = ("shapiq", shapiq_method(case, "PermutationSamplingSV"))
     found["shapiq KernelSHAP"] = ("shapiq", shapiq_method(case, "KernelSHAP"))
     found["shapiq KernelSHAP, paired"] = ("shapiq", shapiq_method(case, "KernelSHAP", pairing_trick=True))
-    found["TorchPruner's algorithm, whole network"] = ("torchpruner", torchpruner_way(case))
+    ready = [(case.inputs, case.targets)]
+    loader = DataLoader(TensorDataset(case.inputs, case.targets), batch_size=N_IMAGES)
+    found["TorchPruner's algorithm, DataLoader"] = ("torchpruner", torchpruner_way(case, loader))
+    found["TorchPruner's algorithm, one ready batch"] = ("torchpruner_ready_batch", torchpruner_way(case, ready))
     return found
 
 
@@ -271,7 +277,7 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     price = {r["method"]: r["cpu_seconds"] * r["rel_l2_error"] ** 2 for r in rows}
     return {
         peer: min(price[r["method"]] for r in rows if r["package"] == peer) / price[OURS]
-        for peer in ("shapiq", "captum", "torchpruner")
+        for peer in ("shapiq", "captum", "torchpruner", "torchpruner_ready_batch")
     }
 
 
@@ -293,7 +299,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=UserWarning)
     seconds, repeats = (0.3, 1) if options.quick else (2.5, 3)
     result: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(), "quick": options.quick, "device": options.device,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "quick": options.quick, "device": options.device,
         "python": platform.python_version(), "processor": platform.machine(),
         "versions": {p: _version(p) for p in ("mipprune", "torch", "numpy", "numba", "captum", "shapiq")},
         "equal_error_rule": "error^2 ~ 1/time from each method's measured point; the best method of each package",
