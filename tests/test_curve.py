@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -537,6 +538,17 @@ def test_no_time_at_all_still_gives_a_valid_curve(surrogate: Surrogate, monkeypa
     check_curve(curve, surrogate)
     assert curve.termination == "time_limit"
     assert len(curve.counts) == surrogate.n_units + 1
+
+
+def test_a_time_limit_is_shared_by_all_sizes() -> None:
+    rng = np.random.default_rng(0)
+    surrogate = Quadratic(rng.normal(0.0, 0.3, 60), rng.normal(size=(50, 60)) * 0.3)
+    started = time.perf_counter()
+    found = size_curve(surrogate, range(20, 41), max_nodes=None, time_limit=0.6)
+    assert time.perf_counter() - started < 5.0
+    assert found.termination == "time_limit"
+    without = size_curve(surrogate, range(20, 41), max_nodes=0)
+    assert (found.lower[~without.proved] > without.lower[~without.proved]).all()
 
 
 @pytest.mark.parametrize("where", ["exchange", "branch_and_bound", "relax_convex", "screened_exchange", "kick"])

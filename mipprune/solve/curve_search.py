@@ -235,17 +235,19 @@ class _QuadraticWork:
                 self._improve(kick(z, self.linear + self.curvature @ z, strength, rng))
 
     def close_gaps(self) -> None:
-        limit = self.search.max_nodes
-        for r, relaxed in self.relaxed.items():
+        limit, deadline = self.search.max_nodes, self.search.deadline
+        for done, (r, relaxed) in enumerate(self.relaxed.items()):
             value = self.found.values[r]
             tolerance = 1e-7 * max(1e-3, abs(value))
             if value - self.found.bounds[r] <= tolerance:
                 continue
+            now = time.time()  # every size left gets an equal share of the time left
+            stop = np.inf if deadline is None else now + (deadline - now) / (len(self.relaxed) - done)
             left = [np.inf if limit is None else limit]
 
-            def goes_on(left: list[float] = left) -> bool:
+            def goes_on(left: list[float] = left, stop: float = stop) -> bool:
                 left[0] -= 2  # a step solves two nodes
-                return left[0] >= 0 and self.search.goes_on()
+                return left[0] >= 0 and time.time() < stop
 
             def improve(z: np.ndarray) -> np.ndarray:
                 return exchange(self.linear, self.curvature, z)
@@ -255,6 +257,8 @@ class _QuadraticWork:
             )
             self.found.offer(result.z, result.value)
             self.found.bounds[r] = max(self.found.bounds[r], result.bound)
+            if time.time() >= stop:
+                self.found.stopped = "time_limit"
 
 
 def _by_oracle(units: FreeUnits, search: SizeSearch, found: Found) -> None:
