@@ -33,7 +33,8 @@ class Recombination(Solution):
 
     ``kept`` joins the chosen masks in unit order, ``objective`` and ``drop`` are sums of the layers' exact drops,
     ``costs`` are exact.  ``bound`` holds for every choice of masks of every layer, also of sizes and masks that the
-    curves never tried.
+    curves never tried.  ``termination`` is ``"optimal"`` when both problems (see :func:`recombine`) were solved; a gap
+    that is left then is that of the curves.
 
     Attributes:
         counts: int64, shape (G,): units kept per group.
