@@ -11,7 +11,7 @@ from torch import nn
 
 import mipprune as mp
 from mipprune.errors import BudgetError, ConfigError, DataError
-from mipprune.estimate import Estimate, PinnedGame, banzhaf, semivalue, shapley
+from mipprune.estimate import Estimate, Interactions, PinnedGame, banzhaf, interactions, semivalue, shapley
 from mipprune.estimate.density import SHAPLEY, Density
 from mipprune.estimate.samplewise import SampleToggleSource, per_sample, sample_orders
 from mipprune.estimate.sampling import Clock, Evaluator
@@ -276,3 +276,107 @@ def test_one_player() -> None:
         found = sampler(game, n_evals=50)
         assert found.values == [3.0]
         assert found.stderr == [0.0]
+
+
+# -- pairs -------------------------------------------------------------------------------------------------------------
+
+
+def pairs_by_definition(game: SampleGame, masks: np.ndarray) -> np.ndarray:
+    n = game.n_players
+    out = np.zeros((n, n))
+    for k in range(game.n_samples):
+        for i in range(n):
+            for j in range(n):
+                if i != j:
+                    four = np.repeat(masks[k : k + 1], 4, axis=0)
+                    four[:, [i, j]] = [[True, True], [True, False], [False, True], [False, False]]
+                    out[i, j] += game.sample_values(four)[:, k] @ [1, -1, -1, 1] / game.n_samples
+    return out
+
+
+def test_pairs_around_masks_by_definition() -> None:
+    games: list[SampleGame] = [mean_of_networks(5), layer_game(fused=True), layer_game(fused=False)]
+    games.append(layer_game(fused=False, batch_bytes=1))
+    samples = per_sample(PinnedGame(mean_of_networks(7), kept=[2], removed=[5]))
+    assert samples is not None
+    for game in [*games, samples]:
+        masks = np.random.default_rng(0).random((game.n_samples, game.n_players)) < 0.6
+        found = game.toggle_pairs(masks)
+        assert np.abs(found).max() > 0.01
+        np.testing.assert_allclose(found, pairs_by_definition(game, masks), atol=1e-11)
+        assert (found == found.T).all()
+    with pytest.raises(DataError, match="one per sample, 16, got 15"):
+        games[1].toggle_pairs(np.zeros((15, 8), dtype=bool))
+
+
+def test_pairs_of_more_active_units_than_fit_a_block() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 90), nn.ReLU(), nn.Linear(90, 20), nn.ReLU(), nn.Linear(20, 3)).eval()
+    for p in model.parameters():
+        p.data.mul_(3)
+    x = torch.randn(6, 5)
+    x[0] = 0.0
+    model[0].bias.data.neg_()
+    data = (x, torch.randint(3, (6,)))
+    double = LayerGame(mp.trace(model.double(), x.double()), "0", (x.double(), data[1]), fused=False)
+    single = LayerGame(mp.trace(model.float(), x), "0", data)
+    assert single._chain is not None
+    active = (single._chain.activations != 0).sum(1)
+    assert (active % 64 != 0).all()
+    rng = np.random.default_rng(0)
+    masks, orders = rng.random((6, 90)) < 0.5, rng.random((6, 90)).argsort(1)
+    for one, other in (
+        (single.toggle_pairs(masks), double.toggle_pairs(masks)), (single.toggle(masks), double.toggle(masks)),
+        (single.walk(orders), double.walk(orders)),
+    ):
+        np.testing.assert_allclose(one, other, atol=2e-6 * np.abs(double.sample_values(masks)).max())
+
+
+PAIR_LAWS = pytest.mark.parametrize(
+    ("index", "p"), [("banzhaf", None), ("banzhaf", 0.8), ("shapley", None), ("faithful_shapley", None)]
+)
+
+
+@PAIR_LAWS
+@both_ways
+def test_sampled_interactions_cover_the_exact_ones(index: str, p: float | None, antithetic: bool) -> None:
+    game, pairs = mean_of_networks(6, n_samples=8), np.triu_indices(6, 1)
+    truth = interactions(game, index=index, p=p, method="exact").values
+    assert (truth[pairs] != 0).all()
+    covered, errors = [], []
+    for seed in range(200):
+        found = interactions(
+            game, index=index, p=p, method="sample_sampled", n_evals=1100, seed=seed, antithetic=antithetic
+        )
+        low, high = found.confidence_interval()
+        covered.append(((low <= truth) & (truth <= high))[pairs])
+        errors.append((found.values - truth)[pairs])
+    assert 0.92 <= np.mean(covered) <= 0.98
+    assert (np.abs(np.mean(errors, 0)) < 4.5 * np.std(errors, 0) / np.sqrt(200)).all()
+
+
+def test_interactions_pick_count_and_repeat() -> None:
+    game = mean_of_networks(8)
+    found = interactions(game, n_evals=250)
+    assert (found.method, found.n_evals, found.exact) == ("sample_sampled", 222, False)  # 2 replicates of 2 masks: 148
+    assert interactions(game).method == "exact"
+    again = interactions(game, n_evals=250, batch_size=1)
+    assert {**again.to_dict(), "seconds": 0} == {**found.to_dict(), "seconds": 0}
+    assert (interactions(game, n_evals=250, seed=1).values != found.values).any()
+    layer = layer_game()
+    assert isinstance(interactions(layer, n_evals=200), Interactions)
+    shared = layer_game(lambda out, target: -nn.functional.cross_entropy(out, target))
+    assert interactions(shared, n_evals=200).method == "sampled"
+    with pytest.raises(DataError, match="method='sampled' works"):
+        interactions(shared, n_evals=200, method="sample_sampled")
+
+
+def test_an_interaction_that_is_not_finite_names_the_players() -> None:
+    class Broken(MeanOfTables):
+        def toggle_pairs(self, masks: np.ndarray) -> np.ndarray:
+            out = super().toggle_pairs(masks)
+            out[1, 3] = out[3, 1] = np.inf
+            return out
+
+    with pytest.raises(DataError, match=r"players 1 and 3 is inf"):
+        interactions(Broken(mean_of_networks(5).tables), method="sample_sampled")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import BudgetError, ConfigError
+from ..errors import BudgetError, ConfigError, DataError
 from ..game.base import Game
 from .blocks import mean_and_stderr
 from .density import FAITHFUL, SHAPLEY, Density
 from .designs import ToggleDesign
 from .exact import check_exact_size, second_differences, tabulate
 from .records import Interactions
-from .sampling import BATCH_SIZE, Clock, CoalitionSource, Evaluator, OutOfTimeError, gather, replicates_for
+from .samplewise import SamplePairSource, per_sample
+from .sampling import BATCH_SIZE, Clock, CoalitionSource, Evaluator, OutOfTimeError, Source, gather, replicates_for
 from .semivalues import check_arguments, picks_exact
 
 __all__ = ["DEFAULT_MASKS", "interactions"]
@@ -36,16 +37,23 @@ def interactions(
             ``"faithful_shapley"``, the pairs of the faithful Shapley interaction of order 2 (2203.00870).
         p: inclusion probability in [0, 1], for "banzhaf" only; the record then calls its index "semivalue".
         method: ``"exact"`` (2^n evaluations, n <= 20), ``"sampled"`` (all pairs toggled at random masks, 1 + n +
-            n(n-1)/2 evaluations a mask), or ``"auto"``: exact when 2^n fits ``n_evals`` (n <= 14 if None).
+            n(n-1)/2 evaluations a mask), ``"sample_sampled"`` (the same with a mask for every sample of a
+            :class:`~mipprune.game.SampleGame`; all samples at one pair count as one evaluation), or ``"auto"``: exact
+            when 2^n fits ``n_evals`` (n <= 14 if None), otherwise sample_sampled where the game can, or sampled.
         n_evals: budget in coalition evaluations, never exceeded.  None: 64 masks, or until ``time_limit``.  A sampled
-            replicate's coalitions take n^3 bytes (half of that if not antithetic).
+            replicate's coalitions take n^3 bytes (half of that if not antithetic), a sample-wise one O(n^2).
         seed, antithetic, time_limit, batch_size, progress: as in :func:`~mipprune.estimate.shapley`.
 
     Raises:
         BudgetError, ConfigError, DataError: as :func:`~mipprune.estimate.shapley`.
     """
     name, density = _law("banzhaf" if index is None else index, p)
-    check_arguments(game, method, ("exact", "sampled"), n_evals, seed)
+    check_arguments(game, method, ("exact", "sampled", "sample_sampled"), n_evals, seed)
+    if method == "sample_sampled" and per_sample(game) is None:
+        raise DataError(
+            "method='sample_sampled' needs a SampleGame, whose value is a mean over samples (no callable of all "
+            "outputs); method='sampled' works with coalitions that all samples share"
+        )
     n, clock = game.n_players, Clock(time_limit)
     with Evaluator(game, batch_size, clock, progress) as evaluator:
         if method == "exact" or (method == "auto" and picks_exact(n, n_evals)):
@@ -61,7 +69,8 @@ def interactions(
             except OutOfTimeError as error:
                 if method == "exact":
                     raise OutOfTimeError(f"{error} before all values were known; use method='sampled'") from None
-        return _sampled(evaluator, name, density, n_evals, int(seed), antithetic)
+        samplewise = method == "sample_sampled" or (method == "auto" and per_sample(game) is not None)
+        return _sampled(evaluator, name, density, n_evals, int(seed), antithetic, samplewise)
 
 
 def _law(index: str, p: float | None) -> tuple[str, Density]:
@@ -76,23 +85,30 @@ def _law(index: str, p: float | None) -> tuple[str, Density]:
 
 
 def _sampled(
-    evaluator: Evaluator, name: str, density: Density, n_evals: int | None, seed: int, antithetic: bool
+    evaluator: Evaluator, name: str, density: Density, n_evals: int | None, seed: int, antithetic: bool,
+    samplewise: bool,
 ) -> Interactions:
     game, clock = evaluator.game, evaluator.clock
     n = game.n_players
-    design = ToggleDesign(n, seed, density, antithetic, pairs=True)
+    samples = per_sample(game) if samplewise else None
+    source: Source
+    if samples is not None:
+        source = SamplePairSource(samples, evaluator, seed, density, antithetic)
+    else:
+        source = CoalitionSource(ToggleDesign(n, seed, density, antithetic, pairs=True), evaluator)
     n_replicates = None
     if n_evals is not None or clock.time_limit is None:
-        budget = DEFAULT_MASKS // (1 + antithetic) * design.cost if n_evals is None else n_evals
-        hint = f" ({design.cost} with antithetic=False)" if antithetic else ""
-        n_replicates = replicates_for(budget, 0, design.cost, f"all pairs of {n} players at once", hint)
-    evaluator.announce(None if n_replicates is None else n_replicates * design.cost)
-    blocks, termination = gather(CoalitionSource(design, evaluator), n_replicates, evaluator.batch_size)
+        budget = DEFAULT_MASKS // (1 + antithetic) * source.cost if n_evals is None else n_evals
+        hint = f" ({source.cost} with antithetic=False)" if antithetic else ""
+        n_replicates = replicates_for(budget, 0, source.cost, f"all pairs of {n} players at once", hint)
+    evaluator.announce(None if n_replicates is None else n_replicates * source.cost)
+    blocks, termination = gather(source, n_replicates, evaluator.batch_size)
     means, sizes = blocks.means, blocks.sizes
     values, stderr = mean_and_stderr(means, sizes)
     return Interactions(
-        _symmetric(values, n), _symmetric(stderr, n), name, density.p, "sampled", blocks.n_replicates * design.cost,
-        seed, game.player_names, len(sizes) - 1, termination, clock.seconds,
+        _symmetric(values, n), _symmetric(stderr, n), name, density.p,
+        "sampled" if samples is None else "sample_sampled", blocks.n_replicates * source.cost, seed, game.player_names,
+        len(sizes) - 1, termination, clock.seconds,
     )
 
 

@@ -143,7 +143,7 @@ class Interactions(Record):
         stderr: float64 (n, n), standard errors; 0 when exact.
         index: "banzhaf", "shapley" (SII), "faithful_shapley" (FSII of order 2) or "semivalue".
         p: inclusion probability for "banzhaf" (0.5) and "semivalue"; None otherwise.
-        method: "exact" or "sampled".
+        method: "exact", "sampled", or "sample_sampled" where every sample had masks of its own.
         n_evals: coalition evaluations that the values rest on.
         seed: of the sampling; None when exact.
         player_names: n names.

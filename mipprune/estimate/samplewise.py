@@ -18,11 +18,13 @@ import numpy as np
 from ..errors import DataError
 from ..game.base import Game, SampleGame
 from .density import Density
-from .designs import uniforms
+from .designs import ToggleDesign, uniforms
 from .pinned import PinnedGame
 from .sampling import Evaluator, Source
 
-__all__ = ["PinnedSampleGame", "SampleToggleSource", "SampleWalkSource", "per_sample", "sample_orders"]
+__all__ = [
+    "PinnedSampleGame", "SamplePairSource", "SampleToggleSource", "SampleWalkSource", "per_sample", "sample_orders",
+]
 
 
 def per_sample(game: Game) -> SampleGame | None:
@@ -74,6 +76,9 @@ class PinnedSampleGame(SampleGame):
     def toggle(self, masks: np.ndarray) -> np.ndarray:
         return self.inner.toggle(self.pinned.expand(masks))[:, self.pinned.free]
 
+    def toggle_pairs(self, masks: np.ndarray) -> np.ndarray:
+        return self.inner.toggle_pairs(self.pinned.expand(masks))[np.ix_(self.pinned.free, self.pinned.free)]
+
 
 def sample_orders(seed: int, replicate: int, n_samples: int, n_players: int) -> np.ndarray:
     """Independent uniform orders for all samples: int64 of shape (N, n), a function of the arguments alone.
@@ -110,7 +115,7 @@ class _SampleSource(Source):
 
     @abc.abstractmethod
     def _run(self, drawn: np.ndarray) -> np.ndarray:
-        """Marginals (N, n) of a pass."""
+        """What a pass finds, a row per sample or one row for their mean: (N, size) or (1, size)."""
 
     def replicates(self, first: int, count: int) -> np.ndarray:
         return np.array([self._replicate(r) for r in range(first, first + count)]).reshape(count, self.size)
@@ -173,9 +178,38 @@ class SampleToggleSource(_SampleSource):
 
     def _passes(self, replicate: int) -> list[np.ndarray]:
         n_samples = self.game.n_samples
-        u = uniforms(self.seed, replicate * n_samples, n_samples, 1 + self.size)
+        u = uniforms(self.seed, replicate * n_samples, n_samples, 1 + self.game.n_players)
         low, high = self.density.thresholds(u[:, :1])
         return [u[:, 1:] < low, u[:, 1:] >= high] if self.antithetic else [u[:, 1:] < low]
 
     def _run(self, drawn: np.ndarray) -> np.ndarray:
         return self.game.toggle(drawn)
+
+
+class SamplePairSource(SampleToggleSource):
+    """Interactions of all pairs i < j (row-major): every sample toggles every pair around a mask of its own.
+
+    Counted as the 1 + n + n(n-1)/2 coalitions that the differences need.  Memory O(N n + n^2).
+    """
+
+    def __init__(
+        self, game: SampleGame, evaluator: Evaluator, seed: int, density: Density, antithetic: bool
+    ) -> None:
+        super().__init__(game, evaluator, seed, density, antithetic)
+        self._pairs = np.triu_indices(game.n_players, 1)
+        self.size = len(self._pairs[0])
+
+    @staticmethod
+    def cost_of(n_players: int, antithetic: bool) -> int:
+        return ToggleDesign.cost_of(n_players, antithetic, pairs=True)
+
+    def _run(self, drawn: np.ndarray) -> np.ndarray:
+        return self.game.toggle_pairs(drawn)[self._pairs][None]
+
+    def _complaint(self, found: np.ndarray) -> str:
+        pair = int(np.flatnonzero(~np.isfinite(found[0]))[0])
+        i, j = (self.game.player_names[p[pair]] for p in self._pairs)
+        return (
+            f"the interaction of the players {i} and {j} is {found[0, pair]} at some sample's coalition. An index "
+            "needs finite values: clip the value function, or pin the players without which it is not defined"
+        )

@@ -101,6 +101,27 @@ class SampleGame(Game):
             float64 of shape (N, n).
         """
 
+    def toggle_pairs(self, masks: np.ndarray) -> np.ndarray:
+        """Mean over samples of the second differences of ``v_k`` in the players i and j around S_k, for all pairs.
+
+        ``v(S+i+j) - v(S+i-j) - v(S-i+j) + v(S-i-j)``; here by n + 1 calls of :meth:`toggle`, twice the coalitions that
+        are needed, which a game may know to avoid.  Memory O(N n + n^2).
+
+        Args:
+            masks: bool of shape (N, n), row k the coalition S_k.
+
+        Returns:
+            float64 of shape (n, n), symmetric, zero diagonal.
+        """
+        here, out = self.toggle(masks), np.zeros((self.n_players, self.n_players))
+        for j in range(self.n_players):
+            flipped = masks.copy()
+            flipped[:, j] ^= True
+            sign = np.where(masks[:, j], 1.0, -1.0)
+            out[j] = sign @ (here - self.toggle(flipped)) / len(masks)
+            out[j, j] = 0.0
+        return (out + out.T) / 2
+
 
 class TableGame(Game):
     """A game given by the table of all its values, bit-indexed: ``table[sum_i 2^i [i in S]]``.

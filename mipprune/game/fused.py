@@ -19,7 +19,7 @@ from torch import fx
 from ..graph import Program
 from ..graph.program import Prefix
 
-__all__ = ["Chain", "chain_of", "fused_available", "fused_toggle", "fused_walk"]
+__all__ = ["Chain", "chain_of", "fused_available", "fused_toggle", "fused_toggle_pairs", "fused_walk"]
 
 #: Activations the kernel knows, by ATen name; values are their codes.
 _ACTIVATIONS = {"identity": 0, "relu": 1, "leaky_relu": 2, "tanh": 3, "sigmoid": 4, "silu": 5, "gelu": 6}
@@ -190,6 +190,19 @@ def fused_toggle(chain: Chain, masks: np.ndarray, value: str, targets: np.ndarra
     toggle(*_arguments(chain), np.ascontiguousarray(masks, np.bool_), _VALUES[value], targets,
            dense.astype(chain.columns.dtype), out)
     return out
+
+
+def fused_toggle_pairs(
+    chain: Chain, masks: np.ndarray, value: str, targets: np.ndarray, dense: np.ndarray
+) -> np.ndarray:
+    """:meth:`SampleGame.toggle_pairs` by the fused kernel; only pairs active on a sample cost anything there."""
+    n_samples, n = chain.activations.shape
+    out = np.zeros((n, n))
+    from .kernels import toggle_pairs
+
+    toggle_pairs(*_arguments(chain), np.ascontiguousarray(masks, np.bool_), _VALUES[value], targets,
+                 dense.astype(chain.columns.dtype), out)
+    return (out + out.T) / n_samples
 
 
 def _arguments(c: Chain) -> tuple[np.ndarray, ...]:

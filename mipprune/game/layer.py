@@ -12,9 +12,9 @@ from ..errors import DataError, ModelStateError
 from ..graph import UnitGraph
 from .base import SampleGame
 from .data import as_data
-from .fused import Chain, chain_of, fused_available, fused_toggle, fused_walk
+from .fused import Chain, chain_of, fused_available, fused_toggle, fused_toggle_pairs, fused_walk
 from .values import VALUE_FUNCTIONS, ValueFunction, check_class_targets, sample_values
-from .walks import toggle, walk
+from .walks import toggle, toggle_pairs, walk
 
 __all__ = ["LayerGame"]
 
@@ -129,6 +129,14 @@ class LayerGame(SampleGame):
         if self._chain is not None:
             return fused_toggle(self._chain, masks, *self._fused_value())
         return toggle(self._round_values, masks, self._batch)
+
+    def toggle_pairs(self, masks: np.ndarray) -> np.ndarray:
+        masks = self._checked(masks)
+        if len(masks) != self.n_samples:
+            raise DataError(f"masks: expected one per sample, {self.n_samples}, got {len(masks)}")
+        if self._chain is not None:
+            return fused_toggle_pairs(self._chain, masks, *self._fused_value())
+        return toggle_pairs(self._round_values, masks, self._batch)
 
     @functools.cached_property
     def _chain(self) -> Chain | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-__all__ = ["toggle", "walk"]
+__all__ = ["toggle", "toggle_pairs", "walk"]
 
 #: Per-sample values (M, N) of gates (bool, (M, N, n)), each sample its own coalition in each of M rounds.
 RoundValues = Callable[[np.ndarray], np.ndarray]
@@ -36,3 +36,20 @@ def toggle(values: RoundValues, masks: np.ndarray, rounds: int) -> np.ndarray:
         changed = values(flipped)
         out[:, players] = (np.where(masks[:, players], 1.0, -1.0) * (base[:, None] - changed.T))
     return out
+
+
+def toggle_pairs(values: RoundValues, masks: np.ndarray, rounds: int) -> np.ndarray:
+    """Mean second differences (n, n) around the masks (N, n): see :meth:`SampleGame.toggle_pairs`."""
+    n = masks.shape[1]
+    left, right = np.triu_indices(n, 1)
+    sign = np.where(masks, 1.0, -1.0)
+    base, out = values(masks[None])[0], np.zeros((n, n))
+    single = toggle(values, masks, rounds) * -sign + base[:, None]  # the value after each player's toggle
+    for start in range(0, len(left), rounds):
+        i, j = left[start : start + rounds], right[start : start + rounds]
+        flipped = np.repeat(masks[None], len(i), axis=0)
+        flipped[np.arange(len(i)), :, i] ^= True
+        flipped[np.arange(len(i)), :, j] ^= True
+        second = base[:, None] - single[:, i] - single[:, j] + values(flipped).T
+        out[i, j] = (sign[:, i] * sign[:, j] * second).mean(axis=0)
+    return out + out.T
