@@ -191,6 +191,14 @@ def test_functional_dropout_left_on_is_refused() -> None:
         traced(lambda m, x: m.fc2(F.dropout(m.fc1(x), 0.5)))
 
 
+def test_functional_batch_norm_by_batch_statistics_is_refused() -> None:
+    with pytest.raises(ModelStateError, match="statistics of the batch"):
+        traced(lambda m, x: m.fc2(F.batch_norm(m.fc1(x), None, None, training=True)))
+    mean, var = torch.zeros(6), torch.ones(6)
+    with pytest.raises((ModelStateError, TraceError)):
+        traced(lambda m, x: m.fc2(F.batch_norm(m.fc1(x), mean, var, training=True)))
+
+
 def test_nan_weights_are_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
     with torch.no_grad():

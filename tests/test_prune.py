@@ -29,6 +29,7 @@ from mipprune.errors import (
     VerificationError,
 )
 from mipprune.pruning import PruneReport, measure, search
+from mipprune.pruning.baseline import magnitude_mask
 from mipprune.testing.cases import NETWORKS
 from mipprune.testing.masking import masked_model
 
@@ -87,6 +88,29 @@ def test_several_budgets_and_a_convolution_net(cnn: nn.Module, digits: Any) -> N
     assert sum(p.numel() for p in result.model.parameters()) == result.report.costs_pruned["params"]
     assert result.report.verification.max_abs_diff < 1e-4
     assert len(result.report.stages) == 2
+
+
+def test_stages_only_ever_remove(cnn: nn.Module, digits: Any) -> None:
+    result = quick(cnn, small_data(digits.train), budget=mp.Macs(0.4), stages=4)
+    chain = [stage.kept for stage in result.report.stages]
+    assert len(chain) == 4
+    assert all((later <= earlier).all() for earlier, later in zip(chain, chain[1:]))
+    assert (chain[-1] == result.kept).all()
+
+
+def test_the_magnitude_baseline_keeps_the_largest(mlp: nn.Module, digits_flat: Any) -> None:
+    graph = mp.trace(mlp, digits_flat.train[0][:1])
+    keep = np.zeros(graph.n_units, dtype=bool)
+    keep[5] = True
+    mask = magnitude_mask(graph, {"macs": graph.macs() // 2}, keep, min_keep=2)
+    assert graph.macs(mask) <= graph.macs() // 2
+    assert mask[5]
+    norms = torch.cat([mlp[0].weight.norm(dim=1), mlp[2].weight.norm(dim=1)]).detach().numpy()
+    for group in graph.groups:
+        own, free = mask[group.units], ~keep[group.units]
+        assert norms[group.units][own & free].min() > norms[group.units][~own].max()
+    shares = graph.costs.counts(mask) / graph.costs.sizes
+    assert abs(shares[0] - shares[1]) < 0.1
 
 
 def test_everything_reported_is_recomputed(cnn: nn.Module, digits: Any) -> None:
