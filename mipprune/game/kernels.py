@@ -18,6 +18,8 @@ __all__ = ["toggle", "toggle_pairs", "walk"]
 #: Coalitions side by side: eight registers of 8 floats.
 LANES = 64
 
+LN2, PER_LN2, HALF = np.float32(0.6931471805599453), np.float32(1.4426950408889634), np.float32(0.5)
+
 # contract and reassoc let sums be vectorised; nnan and ninf stay off so that NaN and infinity are still seen
 jit: Any = functools.partial(
     njit, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy", nogil=True, cache=True
@@ -132,16 +134,14 @@ def cross_entropy_block(h, c, sample, targets, top, total, bits, scale, out):
             top[b] = row[b] if row[b] > top[b] else top[b]
     for q in range(c):
         row = h[q]
+        for b in range(LANES):  # a loop of its own: below, its difference may not be reassociated with what is large
+            row[b] -= top[b]
         for b in range(LANES):
-            x = row[b] - top[b]
-            x = np.float32(-87.0) if x < np.float32(-87.0) else x
-            k = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
-            bits[b] = np.int32((np.int32(k) + np.int32(127)) << np.int32(23))
+            x = np.float32(-87.0) if row[b] < np.float32(-87.0) else row[b]
+            bits[b] = np.int32((np.int32(np.floor(x * PER_LN2 + HALF)) + np.int32(127)) << np.int32(23))
         for b in range(LANES):  # apart from the loop above, or the two views of one memory forbid vector registers
-            x = row[b] - top[b]
-            x = np.float32(-87.0) if x < np.float32(-87.0) else x
-            k = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
-            r = x - k * np.float32(0.6931471805599453)
+            x = np.float32(-87.0) if row[b] < np.float32(-87.0) else row[b]  # so written, NaN stays NaN
+            r = x - np.floor(x * PER_LN2 + HALF) * LN2
             p = np.float32(1 / 5040)
             p = p * r + np.float32(1 / 720)
             p = p * r + np.float32(1 / 120)
@@ -151,7 +151,7 @@ def cross_entropy_block(h, c, sample, targets, top, total, bits, scale, out):
             p = p * r + np.float32(1)
             total[b] += (p * r + np.float32(1)) * scale[b]
     for b in range(LANES):
-        out[b] = float(h[targets[sample[b]], b] - top[b]) - math.log(total[b])
+        out[b] = float(h[targets[sample[b]], b]) - math.log(total[b])
 
 
 @jit
