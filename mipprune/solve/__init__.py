@@ -1,1 +1,24 @@
+"""solve: problems as pure data, solvers behind one registry, solutions with their bounds.  No torch."""
 
+import sys
+import types
+
+from .api import solve
+from .curve import SizeCurve, size_curve
+from .linear import LinearMip, MipBuilder
+from .linear_solver import LinearOutcome
+from .problem import Evaluation, Problem
+from .recombine import Recombination, recombine
+from .registry import solve_linear
+from .solution import Solution
+
+__all__ = ["Evaluation", "LinearMip", "LinearOutcome", "MipBuilder", "Problem", "Recombination", "SizeCurve", "Solution", "recombine", "size_curve", "solve", "solve_linear"]
+
+
+class _Room(types.ModuleType):
+    """This module can be called, since ``mipprune.solve`` is both a room and a verb."""
+
+    __call__ = staticmethod(solve)
+
+
+sys.modules[__name__].__class__ = _Room

@@ -14,7 +14,7 @@ __all__ = ["LinearMip", "MipBuilder"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearMip(Record):
-    """``min c x + constant`` over ``row_lower <= A x <= row_upper``, ``lower <= x <= upper``, ``x_i`` integer where told.
+    """``min c x + constant``, ``row_lower <= A x <= row_upper``, ``lower <= x <= upper``, ``x_i`` integer where told.
 
     ``A`` is stored in CSR form: ``indptr`` (R+1,), ``indices`` and ``values`` (nnz,).  Columns are float64 of shape
     (N,), rows of shape (R,).  Infinite bounds are ``+-inf``.
@@ -58,6 +58,7 @@ class MipBuilder:
     def __init__(self) -> None:
         self._columns: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
         self._rows: list[tuple[np.ndarray, np.ndarray, float, float]] = []
+        self._costs: list[tuple[np.ndarray, np.ndarray]] = []
         self.n_columns = 0
         self.constant = 0.0
 
@@ -66,10 +67,14 @@ class MipBuilder:
         upper: float | np.ndarray = 1.0, integer: bool = False,
     ) -> np.ndarray:
         """Add ``n`` columns and return their numbers, int64 of shape (n,)."""
-        block = tuple(np.broadcast_to(np.asarray(v, dtype=np.float64), (n,)) for v in (cost, lower, upper))
-        self._columns.append((*block, np.full(n, integer)))
+        costs, lows, highs = (np.array(np.broadcast_to(v, (n,)), dtype=np.float64) for v in (cost, lower, upper))
+        self._columns.append((costs, lows, highs, np.full(n, integer)))
         self.n_columns += n
         return np.arange(self.n_columns - n, self.n_columns)
+
+    def add_costs(self, columns: np.ndarray, values: float | np.ndarray) -> None:
+        """Add to the objective coefficients of columns that exist already; a column may appear more than once."""
+        self._costs.append((np.asarray(columns, np.int64), np.broadcast_to(values, np.shape(columns))))
 
     def add_row(
         self, columns: np.ndarray, values: float | np.ndarray, *, lower: float = -np.inf, upper: float = np.inf
@@ -81,6 +86,8 @@ class MipBuilder:
     def build(self) -> LinearMip:
         columns = [np.concatenate(part) if part else np.zeros(0) for part in zip(*self._columns, strict=True)]
         cost, lower, upper, integer = columns or [np.zeros(0)] * 3 + [np.zeros(0, bool)]
+        for where, extra in self._costs:
+            np.add.at(cost, where, extra)
         entries = [
             (np.full(len(cols), row), cols, vals) for row, (cols, vals, _, _) in enumerate(self._rows)
         ]

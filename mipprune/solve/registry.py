@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.metadata
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..errors import MissingDependencyError, SolverError
 from .linear import LinearMip
 from .linear_solver import LinearOutcome, LinearSolver
 
-__all__ = ["LINEAR_SOLVERS", "Features", "linear_solver", "solve_linear"]
+__all__ = ["BACKENDS", "LINEAR_SOLVERS", "Features", "backend_features", "linear_solver", "solve_linear"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Features:
         return getattr(importlib.import_module(f".{module}", __package__), kind)()
 
     @property
+    def version(self) -> str:
+        """Version of its last package, "" without one."""
+        return importlib.metadata.version(self.packages[-1]) if self.packages else ""
+
+    @property
     def available(self) -> bool:
         """Whether its packages can be imported."""
         try:
@@ -69,6 +75,24 @@ LINEAR_SOLVERS = {
         Features("scip", ("scip_model", "ScipSolver"), packages=("pyscipopt",)),
     )
 }
+
+#: Backends of :func:`mipprune.solve.api.solve`.
+BACKENDS = {
+    features.name: features
+    for features in (
+        Features("scip", ("scip_tree", "ScipTree"), packages=("highspy", "pyscipopt"), single_tree=True),
+        Features("highs", ("multitree", "HighsTrees"), packages=("pulp", "highspy"), parallel=True),
+        Features("cbc", ("multitree", "CbcTrees"), packages=("highspy", "pulp"), parallel=True, gives_bound=False),
+        Features("brute", ("brute", "Brute"), gives_bound=False, max_free=22),
+    )
+}
+
+
+def backend_features(name: str) -> Features:
+    """The backend called ``name``; :class:`SolverError` lists the known ones."""
+    if name not in BACKENDS:
+        raise SolverError(f"unknown solver {name!r}; known are {['auto', *BACKENDS]}")
+    return BACKENDS[name]
 
 
 def linear_solver(name: str) -> LinearSolver:

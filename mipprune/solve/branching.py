@@ -1,0 +1,48 @@
+"""What the backends that branch have in common: relax, find an incumbent, and only then branch."""
+
+from __future__ import annotations
+
+import abc
+
+import numpy as np
+
+from .backend import Backend
+from .formulate import Formulation, formulate
+from .improve import improve, improve_by_kicks, round_by
+from .relax import Relaxation, relax
+from .search import Search
+
+__all__ = ["TreeBackend"]
+
+#: Longest time for kicks before branching, in seconds, and as a fraction of the time that is left.
+KICK_SECONDS, KICK_FRACTION = 5.0, 0.15
+
+
+class TreeBackend(Backend):
+    """Relax, find an incumbent, and branch if a gap is left."""
+
+    def run(self, search: Search, start: np.ndarray | None) -> str:
+        problem = search.problem
+        if start is not None and not search.offer(start).feasible:
+            improve(search, start)
+        search.offer(~problem.remove)
+        slope = problem.surrogate.drop_and_gradient(problem.remove.astype(float))[1]
+        search.offer(round_by(problem, -slope))
+
+        formulation = formulate(problem, search.objective if search.kept is not None else None)
+        root = relax(formulation, search)
+        if root.infeasible:
+            return "infeasible"
+        if not search.closed and root.x is not None:
+            improve(search, round_by(problem, formulation.removed(root.x)))
+            if search.kept is None:
+                improve(search, round_by(problem, -slope))
+            remaining = search.remaining
+            improve_by_kicks(search, KICK_SECONDS if remaining is None else min(KICK_SECONDS, KICK_FRACTION * remaining))
+        if search.closed:
+            return "optimal"
+        return "time_limit" if search.out_of_time else self.branch(search, formulation, root)
+
+    @abc.abstractmethod
+    def branch(self, search: Search, formulation: Formulation, root: Relaxation) -> str:
+        """Close the gap between ``search.bound`` and the incumbent; returns like :meth:`run`."""
