@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from .lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from . import errors, graph, solve, surrogate
-    from . import surrogate as surrogates
+    from . import curvature, errors, estimate, game, graph, solver, surgery, surrogates, testing
     from .costs import BilinearCost, CostModel
     from .curvature import expand_gates, fit_linear_head
     from .errors import MipPruneError
@@ -18,14 +17,14 @@ if TYPE_CHECKING:
     from .game import Game, LayerGame, TableGame
     from .graph import UnitGraph, trace
     from .pruning import LossIncrease, Macs, Params, PruneResult, Units, prune
-    from .solve import Problem, Solution, solve
+    from .solver import Problem, Solution, solve
     from .surgery import PrunePlan, load, recalibrate_batch_norm, save, verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "surrogate": "", "solve": "",
-    "surgery": "", "testing": "",
+    "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "solver": "", "surgery": "",
+    "surrogates": "", "testing": "",
     "BilinearCost": "costs", "CostModel": "costs",
     "MipPruneError": "errors",
     "UnitGraph": "graph", "trace": "graph",
@@ -33,7 +32,7 @@ _HOMES = {
     "banzhaf": "estimate", "compare": "estimate", "interactions": "estimate", "leave_one_out": "estimate",
     "semivalue": "estimate", "shapley": "estimate",
     "expand_gates": "curvature", "fit_linear_head": "curvature",
-    "Problem": "solve", "Solution": "solve",
+    "Problem": "solver", "Solution": "solver", "solve": "solver",
     "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
     "prune": "pruning",
     "PrunePlan": "surgery", "load": "surgery", "recalibrate_batch_norm": "surgery", "save": "surgery",
@@ -47,9 +46,9 @@ __all__ = [
     "game",
     "estimate",
     "curvature",
-    "surrogate",
-    "solve",
+    "solver",
     "surgery",
+    "surrogates",
     "testing",
     "BilinearCost",
     "CostModel",
@@ -69,6 +68,7 @@ __all__ = [
     "fit_linear_head",
     "Problem",
     "Solution",
+    "solve",
     "LossIncrease",
     "Macs",
     "Params",

@@ -94,7 +94,7 @@ def test_surrogate_predicts_a_small_removal() -> None:
     graph, x, y = example(NETWORKS[0])
     group = graph.groups[1]
     expansion = expand_gates(graph, as_data((x, y), graph))
-    quadratic = mp.surrogate.Quadratic.from_curvature(expansion.gradient[group.units], expansion.curvature[1])
+    quadratic = mp.surrogates.Quadratic.from_curvature(expansion.gradient[group.units], expansion.curvature[1])
     direction = np.random.default_rng(0).random(group.size)
     gates = torch.ones(graph.n_units, dtype=torch.float64)
     errors = []

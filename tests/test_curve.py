@@ -14,13 +14,13 @@ from hypothesis.extra import numpy as hnp
 from scipy.optimize import minimize
 
 from mipprune.errors import BudgetError, DataError, InfeasibleError, SolverError
-from mipprune.solve import curve, curve_search
-from mipprune.solve.cardinality_convex import relax_convex
-from mipprune.solve.cardinality_exact import branch_and_bound, quadratic_table, table_minima
-from mipprune.solve.cardinality_qp import ActiveSet, StalledError, project_capped_simplex, tangent_bounds
-from mipprune.solve.cardinality_search import exchange, greedy_paths, kick, screened_exchange
-from mipprune.solve.curve import LADDER, SizeCurve, size_curve, size_curves
-from mipprune.surrogate import Additive, LinearHead, Quadratic, Surrogate
+from mipprune.solver import curve, curve_search
+from mipprune.solver.cardinality_convex import relax_convex
+from mipprune.solver.cardinality_exact import branch_and_bound, quadratic_table, table_minima
+from mipprune.solver.cardinality_qp import ActiveSet, StalledError, project_capped_simplex, tangent_bounds
+from mipprune.solver.cardinality_search import exchange, greedy_paths, kick, screened_exchange
+from mipprune.solver.curve import LADDER, SizeCurve, size_curve, size_curves
+from mipprune.surrogates import Additive, LinearHead, Quadratic, Surrogate
 
 # ---------------------------------------------------------------------------------------------------------------------
 # cases and references

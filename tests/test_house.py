@@ -27,8 +27,8 @@ ROWS = (
     ("graph", "datasets"),
     ("game",),
     ("estimate", "curvature", "bounds"),
-    ("surrogate",),
-    ("solve",),
+    ("surrogates",),
+    ("solver",),
     ("surgery", "repair"),
     ("train",),
     ("study",),
@@ -38,7 +38,7 @@ ROWS = (
 )
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 TOP = {"cli", "demo", "__main__"}  # these may use the package as a user does: ``import mipprune``
-NO_TORCH = {"errors", "records", "costs", "estimate", "surrogate", "solve"}
+NO_TORCH = {"errors", "records", "costs", "estimate", "surrogates", "solver"}
 NO_TORCH_FILES = {"game/base.py"}
 # Distributions whose module has another name.
 MODULE_OF = {"scikit-learn": "sklearn", "torch-pruning": "torch_pruning", "pytest-timeout": "pytest_timeout"}
@@ -74,7 +74,7 @@ def imports_of(source: str, package: str) -> list[Import]:
             base = node.module or ""
             if node.level:
                 base = ".".join(filter(None, [*package.split(".")[: package.count(".") + 2 - node.level], base]))
-            # ``from mipprune import solve`` imports the room; from anything deeper the base says enough
+            # ``from mipprune import solver`` imports the room; from anything deeper the base says enough
             targets = [f"{base}.{alias.name}" for alias in node.names] if base == "mipprune" else [base]
             found.extend(Import(target, node.lineno, at_load, for_types) for target in targets)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -178,7 +178,7 @@ def test_exported_names_exist(path: Path) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("module", ["errors", "records", "costs", "game.base", "estimate", "surrogate", "solve"])
+@pytest.mark.parametrize("module", ["errors", "records", "costs", "game.base", "estimate", "surrogates", "solver"])
 def test_pure_rooms_load_without_torch(module: str) -> None:
     code = f"import sys, mipprune.{module}; sys.exit('torch was imported' if 'torch' in sys.modules else 0)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -186,7 +186,7 @@ def test_pure_rooms_load_without_torch(module: str) -> None:
 
 
 def test_pure_rooms_work_where_torch_is_not_installed() -> None:
-    code = "import sys; sys.modules['torch'] = None; import mipprune.solve, mipprune.estimate, mipprune.surrogate"
+    code = "import sys; sys.modules['torch'] = None; import mipprune.solver, mipprune.estimate, mipprune.surrogates"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
 
@@ -211,14 +211,18 @@ raise SystemExit(f"changed: {changed}" if changed else 0)
     [
         ("costs.py", "from .graph import trace", "stands above"),
         ("costs.py", "from mipprune import graph", "stands above"),
-        ("solve/scip.py", "from ..pruning import prune", "stands above"),
-        ("solve/scip.py", "def f():\n    from .. import surgery", "stands above"),
+        ("solver/scip.py", "from ..pruning import prune", "stands above"),
+        ("solver/scip.py", "def f():\n    from .. import surgery", "stands above"),
         ("game/base.py", "import mipprune", "the room it needs"),
         ("game/base.py", "from .. import __version__", "the room it needs"),
         ("graph/rules.py", "from ..testing import cases", "above all rooms"),
         ("graph/rules.py", "from ..nowhere import x", "no place in ROWS"),
         ("estimate/walk.py", "def f():\n    import torch.nn", "without torch"),
-        ("surrogate/base.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch", "without torch"),
+        (
+            "surrogates/base.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch",
+            "without torch",
+        ),
         ("game/base.py", "from torch import nn", "without torch"),
         ("estimate/walk.py", "try:\n    import numba\nexcept ImportError:\n    numba = None", "is optional"),
         ("study/plots.py", "class A:\n    import matplotlib.pyplot", "is optional"),
@@ -235,7 +239,7 @@ def test_the_check_sees_an_offence(relative: str, source: str, expected: str) ->
 @pytest.mark.parametrize(
     ("relative", "source"),
     [
-        ("solve/scip.py", "import pyscipopt\nfrom .problem import Problem\nfrom ..surrogate import Surrogate"),
+        ("solver/scip.py", "import pyscipopt\nfrom .problem import Problem\nfrom ..surrogates import Surrogate"),
         ("estimate/walk.py", "from ..game.base import Game\nfrom . import exact\ndef f():\n    import numba"),
         ("game/layer.py", "import torch\nfrom ..graph.capture import Capture"),
         ("study/plots.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import matplotlib"),

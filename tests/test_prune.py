@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import signal
 import threading
@@ -94,7 +95,7 @@ def test_stages_only_ever_remove(cnn: nn.Module, digits: Any) -> None:
     result = quick(cnn, small_data(digits.train), budget=mp.Macs(0.4), stages=4)
     chain = [stage.kept for stage in result.report.stages]
     assert len(chain) == 4
-    assert all((later <= earlier).all() for earlier, later in zip(chain, chain[1:]))
+    assert all((later <= earlier).all() for earlier, later in itertools.pairwise(chain))
     assert (chain[-1] == result.kept).all()
 
 
@@ -305,7 +306,7 @@ def test_bad_options_are_named(mlp: nn.Module, digits_flat: Any, name: str) -> N
 
 def test_bad_data(mlp: nn.Module, digits_flat: Any) -> None:
     x, y = small_data(digits_flat.train)
-    for data, match in (((x[:0], y[:0]), "empty"), ((x, y[:5]), "samples"), ((x[:, :3], y), "doesn't run on inputs of shape"),
+    for data, match in (((x[:0], y[:0]), "empty"), ((x, y[:5]), "samples"), ((x[:, :3], y), "doesn't run on inputs"),
                         ((x, y + 5), "classes"), ([], "empty"), (None, "expected")):
         with pytest.raises((DataError, TraceError), match=match):
             quick(mlp, data, budget=mp.Macs(0.5))

@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 
 from mipprune.costs import BilinearCost, CostModel
 from mipprune.errors import BudgetError, InfeasibleError, SolverError
-from mipprune.solve import curve_search, recombine_solve
-from mipprune.solve.curve import SizeCurve, size_curve
-from mipprune.solve.linear_solver import LinearOutcome
-from mipprune.solve.problem import Problem
-from mipprune.solve.recombine import Recombination, recombine
-from mipprune.solve.recombine_dual import ForestOracle, Lagrangian
-from mipprune.solve.recombine_mip import Choices, Requirements, build_knapsack
-from mipprune.solve.recombine_search import SizeExchange
-from mipprune.solve.registry import solve_linear
-from mipprune.surrogate import Quadratic
+from mipprune.solver import curve_search, recombine_solve
+from mipprune.solver.curve import SizeCurve, size_curve
+from mipprune.solver.linear_solver import LinearOutcome
+from mipprune.solver.problem import Problem
+from mipprune.solver.recombine import Recombination, recombine
+from mipprune.solver.recombine_dual import ForestOracle, Lagrangian
+from mipprune.solver.recombine_mip import Choices, Requirements, build_knapsack
+from mipprune.solver.recombine_search import SizeExchange
+from mipprune.solver.registry import solve_linear
+from mipprune.surrogates import Quadratic
 
 CHAIN, TRIANGLE = ((0, 1), (1, 2)), ((0, 1), (1, 2), (0, 2))
 

@@ -170,7 +170,7 @@ class LayerGame(SampleGame):
 
     def _gates(self, coalitions: np.ndarray) -> torch.Tensor:
         parameter = next(self.graph.model.parameters())
-        return torch.from_numpy(np.require(coalitions, requirements="CW")).to(parameter.device, parameter.dtype)
+        return torch.from_numpy(np.require(coalitions, requirements=["C", "W"])).to(parameter.device, parameter.dtype)
 
 
 def _as_number(value: Any) -> float:

@@ -15,7 +15,7 @@ from ..errors import BudgetError, ConfigError, DataError, ModelStateError
 from ..game import LabelledData, as_data
 from ..game.data import read_data
 from ..graph import UnitGraph, trace
-from ..solve import Solution
+from ..solver import Solution
 from ..surgery import PrunePlan, verify
 from .baseline import magnitude_mask
 from .measure import measure

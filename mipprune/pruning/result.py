@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from ..records import Record
-from ..solve import Solution
+from ..solver import Solution
 from ..surgery import PrunePlan, Verification, save
 from .measure import Quality
 from .search import Stage

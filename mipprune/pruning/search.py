@@ -17,7 +17,7 @@ from torch import nn
 from ..game import LabelledData
 from ..graph import UnitGraph
 from ..records import Record, frozen_array
-from ..solve import Recombination, SizeCurve, recombine, size_curve
+from ..solver import Recombination, SizeCurve, recombine, size_curve
 from ..surgery import PrunePlan, recalibrate_batch_norm
 from .measure import Quality, measure
 from .surrogates import layer_surrogates

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..estimate import shapley
 from ..game import LabelledData, LayerGame
 from ..graph import UnitGraph
-from ..surrogate import Additive, LinearHead, Quadratic, Surrogate
+from ..surrogates import Additive, LinearHead, Quadratic, Surrogate
 
 __all__ = ["SURROGATES", "layer_surrogates"]
 

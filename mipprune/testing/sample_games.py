@@ -55,10 +55,11 @@ class MeanOfTables(SampleGame):
 
 
 def mean_of_networks(n_players: int, n_samples: int = 5, seed: int = 0) -> MeanOfTables:
-    """Cross-entropies of a random little ReLU layer on N random inputs; some units are dead for some samples."""
+    """Cross-entropies of a random little ReLU layer on N random inputs; units are dead on some samples, not on all."""
     rng = np.random.default_rng(seed)
     bits = (np.arange(1 << n_players)[:, None] >> np.arange(n_players) & 1).astype(float)
     active = np.maximum(rng.normal(size=(n_samples, n_players)) + 0.5, 0)
+    active[np.arange(n_players) % n_samples, np.arange(n_players)] += 0.5
     inner, outer = rng.normal(size=(n_players, 6)) * 1.5 / np.sqrt(n_players), rng.normal(size=(6, 3))
     logits = np.maximum((bits * active[:, None]) @ inner, 0) @ outer
     return MeanOfTables(logits[..., 0] - np.log(np.exp(logits).sum(-1)))

@@ -76,7 +76,7 @@ LINEAR_SOLVERS = {
     )
 }
 
-#: Backends of :func:`mipprune.solve.api.solve`.
+#: Backends of :func:`mipprune.solver.api.solve`.
 BACKENDS = {
     features.name: features
     for features in (

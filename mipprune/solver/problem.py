@@ -11,7 +11,7 @@ import numpy as np
 from ..costs import CostModel
 from ..errors import BudgetError, InfeasibleError
 from ..records import Record, frozen_array
-from ..surrogate.base import Surrogate
+from ..surrogates.base import Surrogate
 
 __all__ = ["Evaluation", "Problem"]
 

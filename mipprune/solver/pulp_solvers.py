@@ -29,7 +29,7 @@ class HighsSolver(LinearSolver):
 
         interrupted = False
 
-        class Interruptible(pulp.HiGHS):  # type: ignore[misc, name-defined]
+        class Interruptible(pulp.HiGHS):
             """PuLP's HiGHS with a start (3.3 has none) and a search that Ctrl-C can stop."""
 
             def callSolver(self, lp: Any) -> None:

@@ -5,7 +5,7 @@ Our derivation.  For a product ``k_g k_h`` the count of one side is written in u
 
     sum_a y_a = 1,   sum_a a y_a = k_g,   fewest_h y_a <= w_a <= most_h y_a,   sum_a w_a = k_h,
 
-so that ``k_g k_h = sum_a a w_a`` at whole ``y``.  A square is ``sum_a a^2 y_a``.  The groups in unary are a vertex cover
+so that ``k_g k_h = sum_a a w_a`` at whole ``y``.  A square is ``sum_a a^2 y_a``.  Groups in unary are a vertex cover
 of the graph of the products, chosen to be small.  A count that can't vary is a constant and needs nothing.
 """
 

@@ -1,4 +1,4 @@
-"""What every solver of a :class:`~mipprune.solve.linear.LinearMip` promises, and the check on what it hands back."""
+"""What every solver of a :class:`~mipprune.solver.linear.LinearMip` promises, and the check on what it hands back."""
 
 from __future__ import annotations
 

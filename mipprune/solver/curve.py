@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import BudgetError, InfeasibleError, SolverError
 from ..records import Record, frozen_array
-from ..surrogate.base import Surrogate
+from ..surrogates.base import Surrogate
 from .curve_search import FreeUnits, SizeSearch, search_sizes
 from .problem import _as_mask
 from .solution import TERMINATIONS

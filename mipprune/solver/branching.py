@@ -38,7 +38,8 @@ class TreeBackend(Backend):
             if search.kept is None:
                 improve(search, round_by(problem, -slope))
             remaining = search.remaining
-            improve_by_kicks(search, KICK_SECONDS if remaining is None else min(KICK_SECONDS, KICK_FRACTION * remaining))
+            seconds = KICK_SECONDS if remaining is None else min(KICK_SECONDS, KICK_FRACTION * remaining)
+            improve_by_kicks(search, seconds)
         if search.closed:
             return "optimal"
         return "time_limit" if search.out_of_time else self.branch(search, formulation, root)

@@ -10,8 +10,8 @@ import joblib
 import numpy as np
 
 from ..errors import DataError
-from ..surrogate.base import Surrogate
-from ..surrogate.quadratic import Quadratic
+from ..surrogates.base import Surrogate
+from ..surrogates.quadratic import Quadratic
 from .cardinality_convex import relax_convex
 from .cardinality_exact import TABLE_UNITS, branch_and_bound, quadratic_table, table_minima
 from .cardinality_qp import ActiveSet, StalledError, tangent_bounds

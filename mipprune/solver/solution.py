@@ -17,7 +17,7 @@ TERMINATIONS = ("optimal", "time_limit", "interrupted", "iteration_limit", "solv
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Solution(Record):
-    """The incumbent of a :class:`~mipprune.solve.problem.Problem` and the bound on every other answer.
+    """The incumbent of a :class:`~mipprune.solver.problem.Problem` and the bound on every other answer.
 
     Attributes:
         kept: bool, shape (n,); the incumbent, feasible under :meth:`Problem.evaluate` (float64, no solver involved).

@@ -1,0 +1,25 @@
+"""solver: problems as pure data, solvers behind one registry, solutions with their bounds.  No torch."""
+
+from .api import solve
+from .curve import SizeCurve, size_curve
+from .linear import LinearMip, MipBuilder
+from .linear_solver import LinearOutcome
+from .problem import Evaluation, Problem
+from .recombine import Recombination, recombine
+from .registry import solve_linear
+from .solution import Solution
+
+__all__ = [
+    "Evaluation",
+    "LinearMip",
+    "LinearOutcome",
+    "MipBuilder",
+    "Problem",
+    "Recombination",
+    "SizeCurve",
+    "Solution",
+    "recombine",
+    "size_curve",
+    "solve",
+    "solve_linear",
+]

@@ -1,0 +1,168 @@
+"""SCIP, HiGHS and CBC against enumeration, on random instances over all surrogates, objectives and requirements."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import os
+import signal
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mipprune.costs import BilinearCost, CostModel
+from mipprune.errors import BudgetError, InfeasibleError, MissingDependencyError, SolverError
+from mipprune.solver import Problem, Solution, solve
+from mipprune.surrogates import Additive, LinearHead, Quadratic, Surrogate
+
+SOLVERS = ("scip", "highs", "cbc")
+
+
+def random_surrogate(rng: np.random.Generator, n: int, kind: int) -> Surrogate:
+    if kind == 0:
+        return Additive(rng.normal(0.3, 1.0, n))
+    if kind == 1:
+        return Quadratic(rng.normal(0.1, 0.5, n), rng.normal(size=(rng.integers(1, n + 1), n)))
+    return LinearHead(rng.random((30, n)), 2 * rng.normal(size=(3, n)), np.zeros(3), rng.integers(0, 3, 30), 4)
+
+
+def random_costs(rng: np.random.Generator, n: int) -> CostModel:
+    """One to three groups with a bilinear resource, squares included."""
+    groups = int(rng.integers(1, 4))
+    cuts = np.sort(rng.choice(np.arange(1, n), groups - 1, replace=False))
+    sizes = np.diff([0, *cuts, n])
+    pairs = [(g, h) for g in range(groups) for h in range(g, groups) if rng.random() < 0.6] or [(0, 0)]
+    left, right = (np.array(side, dtype=np.int64) for side in zip(*pairs))
+    macs = BilinearCost(int(rng.integers(0, 9)), rng.integers(0, 5, groups), left, right,
+                        rng.integers(1, 6, len(pairs)))
+    none = np.zeros(0, dtype=np.int64)
+    units = BilinearCost(0, np.ones(groups, dtype=np.int64), none, none, none)
+    return CostModel(tuple(f"g{i}" for i in range(groups)), sizes.astype(np.int64), {"units": units, "macs": macs})
+
+
+def random_problem(seed: int) -> Problem:
+    """An instance with n <= 14; about one in ten is infeasible."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(4, 11 if seed % 5 else 15))
+    surrogate, costs = random_surrogate(rng, n, seed % 3), random_costs(rng, n)
+    dense = costs.cost("macs", costs.sizes)
+    spread = abs(surrogate.drop(np.ones(n))) + 0.1
+    pins = rng.permutation(n)
+    extra: dict[str, Any] = {"min_keep": int(rng.integers(0, 3)), "keep": pins[: rng.integers(0, 2)],
+                             "remove": pins[2 : 2 + rng.integers(0, 2)]}
+    if rng.random() < 0.3:
+        extra["forbidden"] = rng.random((3, n)) < 0.5
+    objective = ("units", "macs", "drop")[int(rng.integers(3))]
+    if objective == "drop" or rng.random() < 0.3:
+        extra["budgets"] = {"macs": dense * rng.uniform(0.5, 0.95)}
+    if objective != "drop" or rng.random() < 0.2:
+        extra["max_drop"] = float(rng.uniform(-0.1, 0.6) * spread)
+    return Problem.build(surrogate, objective, costs=costs, **extra)
+
+
+def outcome(problem: Problem, solver: str) -> Solution | None:
+    try:
+        return solve(problem, solver=solver)
+    except InfeasibleError:
+        return None
+
+
+@pytest.mark.parametrize("batch", range(12))
+def test_all_solvers_agree_with_enumeration(batch: int) -> None:
+    infeasible = 0
+    for seed in range(10 * batch, 10 * batch + 10):
+        try:
+            problem = random_problem(seed)
+        except InfeasibleError:  # the counts alone rule everything out
+            infeasible += 1
+            continue
+        reference = outcome(problem, "brute")
+        for solver in SOLVERS:
+            found = outcome(problem, solver)
+            assert (found is None) == (reference is None), (seed, solver)
+            if found is None or reference is None:
+                continue
+            assert found.objective == pytest.approx(reference.objective, abs=1e-6), (seed, solver)
+            assert found.bound <= reference.objective + 1e-9, (seed, solver)
+            assert found.proved, (seed, solver)
+            assert problem.evaluate(found.kept).feasible
+            assert Solution.from_dict(found.to_dict()) == found
+    assert infeasible < 10
+
+
+def head_problem(n: int = 60, samples: int = 400) -> Problem:
+    rng = np.random.default_rng(0)
+    surrogate = random_surrogate(rng, n, 2)
+    surrogate = LinearHead(rng.random((samples, n)) * (rng.random((samples, n)) < 0.6), rng.normal(size=(10, n)),
+                           np.zeros(10), rng.integers(0, 10, samples))
+    return Problem.minimize_units(surrogate, max_drop=0.05)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_time_limit_keeps_incumbent_and_bound(solver: str) -> None:
+    solution = solve(head_problem(), solver=solver, time_limit=0.3)
+    assert solution.termination in ("time_limit", "optimal")
+    assert head_problem().evaluate(solution.kept).feasible
+    assert solution.bound <= solution.objective
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
+@pytest.mark.parametrize("solver", ["scip", "highs"])
+def test_ctrl_c_returns_the_incumbent(solver: str) -> None:
+    problem = head_problem(n=120, samples=1500)
+    timer = threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        solution = solve(problem, solver=solver, time_limit=30)
+    finally:
+        timer.cancel()
+        timer.join()
+    assert solution.termination in ("interrupted", "optimal")
+    assert problem.evaluate(solution.kept).feasible
+
+
+def test_infeasible_tolerance_names_the_nearest() -> None:
+    surrogate = Quadratic(np.full(5, 0.1), np.eye(5))
+    problem = Problem.minimize_units(surrogate, max_drop=-1.0)
+    for solver in (*SOLVERS, "brute"):
+        with pytest.raises(InfeasibleError, match="max_drop") as error:
+            solve(problem, solver=solver)
+        assert error.value.nearest == pytest.approx(0.0, abs=1e-9)
+
+
+def test_budget_below_the_minimum_is_refused_at_once() -> None:
+    with pytest.raises(InfeasibleError, match="smallest network allowed costs 3") as error:
+        Problem.minimize_drop(Additive(np.ones(5)), budgets={"units": 2}, min_keep=3)
+    assert error.value.nearest == 3
+
+
+@pytest.mark.parametrize(("solver", "package"), [("scip", "pyscipopt"), ("highs", "highspy"), ("cbc", "pulp")])
+def test_missing_package_is_named(solver: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def absent(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.split(".")[0] == package:
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    import sys
+
+    for module in [m for m in sys.modules if m.split(".")[0] == package]:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(MissingDependencyError, match=rf"pip install.*{package}"):
+        solve(Problem.minimize_units(Quadratic(np.ones(12), np.eye(12)), max_drop=2.0), solver=solver)
+
+
+def test_unknown_solver_and_bad_arguments() -> None:
+    problem = Problem.minimize_units(Additive(np.ones(4)), max_drop=2.0)
+    with pytest.raises(SolverError, match="'gurobi'"):
+        solve(problem, solver="gurobi")
+    with pytest.raises(BudgetError, match="time_limit"):
+        solve(problem, time_limit=0)
+    with pytest.raises(SolverError, match="22"):
+        solve(Problem.minimize_units(Additive(np.ones(30)), max_drop=2.0), solver="brute")
+    with pytest.raises(BudgetError, match="unknown resource"):
+        dataclasses.replace(problem, objective="flops")
