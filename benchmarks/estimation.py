@@ -356,6 +356,8 @@ def main() -> None:
 
 
 def _version(package: str) -> str | None:
+    if package == "mipprune":
+        return mp.__version__
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
