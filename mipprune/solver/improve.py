@@ -108,7 +108,7 @@ def improve_by_kicks(search: Search, seconds: float) -> None:
 
 
 def _kick(search: Search, target: Problem, curvature: np.ndarray, rng: np.random.Generator, stop: float) -> None:
-    """Kicks and descents on ``target``, whose objective is the drop, until a better incumbent or the end of patience."""
+    """Kicks and descents on ``target``, which minimises the drop, until a better incumbent or the end of patience."""
     neighbours, surrogate = Neighbours(target), target.surrogate
     assert search.kept is not None
     before = search.objective
