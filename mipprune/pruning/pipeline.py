@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -239,6 +240,8 @@ def _finish(
         seconds=sum(stage.seconds for stage in best.stages),
         true_drop=pruned.loss - dense.loss,
     )
+    if termination == "optimal" and not solution.proved:  # every program was solved, the layers' own gaps are left
+        solution = dataclasses.replace(solution, termination="iteration_limit")
     fewest = np.maximum(np.minimum(search.min_keep, graph.costs.sizes), graph.costs.counts(search.pinned))
     report = PruneReport(
         task=task,

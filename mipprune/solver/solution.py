@@ -11,7 +11,8 @@ from ..records import Record, frozen_array
 
 __all__ = ["TERMINATIONS", "Solution"]
 
-#: Why a solver stopped.
+#: Why a solver stopped: it proved its answer, ran out of time, was interrupted, ended by its own limits with a gap
+#: left, or broke down.
 TERMINATIONS = ("optimal", "time_limit", "interrupted", "iteration_limit", "solver_error")
 
 
