@@ -10,6 +10,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import random
+import signal
 from typing import NamedTuple
 
 import hypothesis
@@ -18,6 +19,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# A job started in the background ignores Ctrl-C, and so would its children; the tests of Ctrl-C need the usual handler.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile(
     "dev",
