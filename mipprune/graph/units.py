@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..costs import BilinearCost, CostModel
+from ..costs import CostModel
 from ..errors import UnknownLayerError
+from .counting import CostCounter
 from .labels import LabelSpace, Site
 from .program import Program
-from .rules import Context, Contraction
+from .rules import Context
 
 __all__ = ["Pinned", "UnitGraph", "UnitGroup", "build_units"]
 
@@ -138,27 +139,18 @@ def build_units(model: nn.Module, context: Context, program: Program) -> UnitGra
 
     sites = {site: numbered(labels) for site, labels in space.sites.items()}
     sites = {site: units for site, units in sites.items() if (units >= 0).any()}
-    sizes = np.array([g.size for g in groups], dtype=np.int64)
-    group_of = np.repeat(np.arange(len(groups)), sizes)
-    macs = _Polynomial(len(groups))
-    for contraction in context.contractions:
-        _add_contraction(macs, contraction, numbered, group_of, sizes)
-    params = _Polynomial(len(groups))
-    for name, tensor in model.named_parameters():
-        dims = [_counts(sites[name, d], group_of, sizes) if (name, d) in sites else _constant(s, len(groups))
-                for d, s in enumerate(tensor.shape)]
-        tracked = [d for d in range(tensor.ndim) if (name, d) in sites]
-        rest = int(np.prod([s for d, s in enumerate(tensor.shape) if d not in tracked], dtype=np.int64))
-        factors = [dims[d] for d in tracked] + [_constant(1, len(groups))] * (2 - len(tracked))
-        params.add_product(factors[0], factors[1], rest)
-    units = BilinearCost(0, np.ones(len(groups), dtype=np.int64), *(np.zeros(0, dtype=np.int64),) * 3)
-    costs = CostModel(tuple(g.name for g in groups), sizes,
-                      {"units": units, "params": params.build(), "macs": macs.build()})
+    counter = CostCounter(np.array([g.size for g in groups], dtype=np.int64))
+    resources = {
+        "units": counter.units(),
+        "params": counter.params(dict(model.named_parameters()), sites),
+        "macs": counter.macs(context.contractions, numbered),
+    }
+    costs = CostModel(tuple(g.name for g in groups), counter.sizes, resources)
     coupling = nx.Graph()
-    coupling.add_nodes_from(g.name for g in groups)
+    coupling.add_nodes_from(costs.groups)
     pairs = zip(costs["macs"].left, costs["macs"].right, strict=True)
-    coupling.add_edges_from((groups[a].name, groups[b].name) for a, b in pairs)
-    program.bind(context.edges, [numbered(edge.labels) for edge in context.edges], len(group_of))
+    coupling.add_edges_from((costs.groups[a], costs.groups[b]) for a, b in pairs)
+    program.bind(context.edges, [numbered(edge.labels) for edge in context.edges], costs.n_units)
     return UnitGraph(model, groups, pinned, costs, sites, program, coupling)
 
 
@@ -216,52 +208,3 @@ def _pinned(
             reason = reason_of.get(labels[0][0], "nothing reads it")
             out.append(Pinned(module, len(labels), reason))
     return tuple(out)
-
-
-class _Polynomial:
-    """Sums products of affine forms in the kept counts."""
-
-    def __init__(self, n_groups: int) -> None:
-        self.constant = 0
-        self.linear = np.zeros(n_groups, dtype=np.int64)
-        self.pairs: dict[tuple[int, int], int] = {}
-
-    def add_product(self, a: np.ndarray, b: np.ndarray, factor: int) -> None:
-        """Add ``factor * a(k) * b(k)``; affine forms are int64 of shape (G + 1,), the constant last."""
-        self.constant += factor * int(a[-1]) * int(b[-1])
-        self.linear += factor * (a[-1] * b[:-1] + b[-1] * a[:-1])
-        for g in np.flatnonzero(a[:-1]):
-            for h in np.flatnonzero(b[:-1]):
-                key = (int(min(g, h)), int(max(g, h)))
-                self.pairs[key] = self.pairs.get(key, 0) + factor * int(a[g]) * int(b[h])
-
-    def build(self) -> BilinearCost:
-        keys = sorted(self.pairs)
-        left, right = (np.array([k[i] for k in keys], dtype=np.int64) for i in (0, 1))
-        return BilinearCost(self.constant, self.linear, left, right,
-                            np.array([self.pairs[k] for k in keys], dtype=np.int64))
-
-
-def _constant(value: int, n_groups: int) -> np.ndarray:
-    form = np.zeros(n_groups + 1, dtype=np.int64)
-    form[-1] = value
-    return form
-
-
-def _counts(units: np.ndarray, group_of: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Affine form that counts the kept entries of a site: every unit of a group appears equally often there."""
-    form = np.zeros(len(sizes) + 1, dtype=np.int64)
-    total = np.bincount(group_of[units[units >= 0]], minlength=len(sizes))
-    form[:-1] = total // sizes
-    form[-1] = int((units < 0).sum())
-    return form
-
-
-def _add_contraction(
-    macs: _Polynomial, contraction: Contraction, numbered: object, group_of: np.ndarray, sizes: np.ndarray
-) -> None:
-    n = len(sizes)
-    outputs = _counts(numbered(contraction.outputs), group_of, sizes)  # type: ignore[operator]
-    inputs = (_constant(1, n) if contraction.inputs is None
-              else _counts(numbered(contraction.inputs), group_of, sizes))  # type: ignore[operator]
-    macs.add_product(inputs, outputs, contraction.factor)
