@@ -97,6 +97,10 @@ def test_stages_only_ever_remove(cnn: nn.Module, digits: Any) -> None:
     assert len(chain) == 4
     assert all((later <= earlier).all() for earlier, later in itertools.pairwise(chain))
     assert (chain[-1] == result.kept).all()
+    stages = result.report.stages
+    assert sum(stage.true_drop for stage in stages) == pytest.approx(result.report.solution.true_drop, abs=1e-6)
+    assert result.report.predicted_drop == pytest.approx(sum(stage.surrogate_drop for stage in stages))
+    assert f"predicted {result.report.predicted_drop:.4g}" in str(result)
 
 
 def test_the_magnitude_baseline_keeps_the_largest(mlp: nn.Module, digits_flat: Any) -> None:

@@ -70,6 +70,11 @@ class PruneReport(Record):
     repair: tuple[str, ...]
     seconds: float
 
+    @property
+    def predicted_drop(self) -> float:
+        """Loss increase in nats that the surrogates of all stages add up to; ``solution.true_drop`` is measured."""
+        return sum(stage.surrogate_drop for stage in self.stages)
+
     def ratio(self, resource: str) -> float:
         """Pruned cost over dense cost."""
         return self.costs_pruned[resource] / self.costs_dense[resource]
@@ -125,7 +130,7 @@ class PruneReport(Record):
             f"{what} {s.objective:.6g} ({proof}) for the {self.surrogate} surrogate"
             + (f", last of {len(self.stages)} stages (the chain is a heuristic)" if len(self.stages) > 1 else "")
             + f"; stopped: {s.termination}",
-            f"loss increase on the calibration data: predicted {s.drop:.4g}, measured "
+            f"loss increase on the calibration data: predicted {self.predicted_drop:.4g}, measured "
             f"{self.pruned_calibration.loss - self.dense_calibration.loss:.4g}"
             + (f" after repair ({', '.join(self.repair)})" if self.repair else ""),
             f"masked and pruned network agree to {self.verification.max_abs_diff:.2g}; {self.seconds:.1f} s in all",
