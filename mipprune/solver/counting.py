@@ -31,14 +31,13 @@ class Counting:
     """Columns of counts and products.
 
     Attributes:
-        fewest, most: int64, shape (G,): the range of the counts.
+        fewest: int64, shape (G,).
         count: group -> column of ``k_g``.
         unary: group -> columns of ``y_a``, ``a = fewest_g, fewest_g + 1, ...``.
         product: (unary group, other group) -> columns of ``w_a``.
     """
 
     fewest: np.ndarray
-    most: np.ndarray
     count: dict[int, int]
     unary: dict[int, np.ndarray]
     product: dict[tuple[int, int], np.ndarray]
@@ -55,50 +54,46 @@ class Counting:
             x[columns[counts[group] - self.fewest[group]]] = counts[other]
 
 
-def add_counting(
-    builder: MipBuilder, problem: Problem, kept: np.ndarray, fewest: np.ndarray, most: np.ndarray
-) -> tuple[Counting, float]:
-    """Add counts between ``fewest`` and ``most``, budgets and, when a resource is minimised, the objective.
+def add_counting(builder: MipBuilder, problem: Problem, kept: np.ndarray) -> tuple[Counting, float]:
+    """Add counts, budgets, ``min_keep`` and, when a resource is minimised, the objective.
 
     Returns the columns and the unit of the objective: the greatest common divisor of its coefficients.
     """
-    group_of_unit = problem.costs.group_of_unit
+    group_of_unit, fewest, most = problem.costs.group_of_unit, problem.fewest, problem.most
     used = dict.fromkeys([*problem.budgets, *([] if problem.objective == "drop" else [problem.objective])])
     costs = {resource: problem.costs[resource] for resource in used}
 
-    counting = Counting(fewest, most, {}, {}, {})
-    for group in _groups_to_count(problem, counting, list(costs.values())):
+    counting = Counting(fewest, {}, {}, {})
+    for group in _groups_to_count(problem, list(costs.values())):
         units = kept[group_of_unit == group]
         column = builder.add_columns(1, lower=fewest[group], upper=most[group], integer=True)
         builder.add_row(np.append(units, column), np.append(np.ones(len(units)), -1.0), lower=0.0, upper=0.0)
         counting.count[group] = int(column[0])
-    _add_products(builder, counting, list(costs.values()))
+    _add_products(builder, problem, counting, list(costs.values()))
 
     unit = 1.0
     for resource in problem.budgets:
-        columns, values, constant = _linear_form(costs[resource], counting)
+        columns, values, constant = _linear_form(costs[resource], counting, fewest, most)
         scale = max(1.0, float(np.abs(values).max(initial=0.0)))
         builder.add_row(columns, values / scale, upper=(problem.budgets[resource] - constant) / scale)
     if problem.objective != "drop":
-        columns, values, constant = _linear_form(costs[problem.objective], counting)
+        columns, values, constant = _linear_form(costs[problem.objective], counting, fewest, most)
         unit = float(math.gcd(*values.astype(np.int64).tolist())) or 1.0
         builder.add_costs(columns, values / unit)
         builder.constant = constant / unit
     return counting, unit
 
 
-def _groups_to_count(problem: Problem, counting: Counting, costs: list[BilinearCost]) -> Iterator[int]:
-    """Groups whose count varies and is asked for by a cost or bounded by more than the pins."""
-    asked = counting.fewest > problem.costs.counts(problem.keep)
-    asked |= counting.most < problem.most
+def _groups_to_count(problem: Problem, costs: list[BilinearCost]) -> Iterator[int]:
+    """Groups whose count varies and is asked for by a cost or by ``min_keep``."""
+    asked = problem.min_keep > problem.costs.counts(problem.keep)
     for cost in costs:
         asked |= cost.linear != 0
         asked[cost.left] = asked[cost.right] = True
-    pinned = counting.fewest == problem.most  # the bounds of the units say so already
-    return (int(group) for group in np.flatnonzero(asked & ~pinned))
+    return (int(group) for group in np.flatnonzero(asked & (problem.fewest < problem.most)))
 
 
-def _add_products(builder: MipBuilder, counting: Counting, costs: list[BilinearCost]) -> None:
+def _add_products(builder: MipBuilder, problem: Problem, counting: Counting, costs: list[BilinearCost]) -> None:
     """Unary columns for a vertex cover of the product graph, and the products themselves."""
     pairs = {
         (int(g), int(h))
@@ -106,14 +101,13 @@ def _add_products(builder: MipBuilder, counting: Counting, costs: list[BilinearC
         for g, h, c in zip(cost.left, cost.right, cost.coefficient, strict=True)
         if c and g in counting.count and h in counting.count
     }
-    fewest, most = counting.fewest, counting.most
-    values = most - fewest + 1
+    values = problem.most - problem.fewest + 1
     graph = nx.Graph(pair for pair in sorted(pairs) if pair[0] != pair[1])
     squares = {g for g, h in pairs if g == h}
     graph.remove_nodes_from([g for g in graph if g in squares])  # in unary anyway
     nx.set_node_attributes(graph, {g: float(values[g]) for g in graph}, "values")
     for group in sorted(squares | set(min_weighted_vertex_cover(graph, weight="values"))):
-        amounts = np.arange(fewest[group], most[group] + 1)
+        amounts = np.arange(problem.fewest[group], problem.most[group] + 1)
         columns = builder.add_columns(len(amounts), integer=True)
         builder.add_row(columns, 1.0, lower=1.0, upper=1.0)
         builder.add_row(
@@ -122,10 +116,10 @@ def _add_products(builder: MipBuilder, counting: Counting, costs: list[BilinearC
         counting.unary[group] = columns
     for g, h in sorted(pair for pair in pairs if pair[0] != pair[1]):
         group, other = min(((a, b) for a, b in ((g, h), (h, g)) if a in counting.unary), key=lambda ab: values[ab[0]])
-        columns = builder.add_columns(int(values[group]), upper=float(most[other]))
+        columns = builder.add_columns(int(values[group]), upper=float(problem.most[other]))
         for y, w in zip(counting.unary[group], columns, strict=True):
-            builder.add_row(np.array([w, y]), np.array([1.0, -most[other]]), upper=0.0)
-            builder.add_row(np.array([w, y]), np.array([1.0, -fewest[other]]), lower=0.0)
+            builder.add_row(np.array([w, y]), np.array([1.0, -problem.most[other]]), upper=0.0)
+            builder.add_row(np.array([w, y]), np.array([1.0, -problem.fewest[other]]), lower=0.0)
         builder.add_row(
             np.append(columns, counting.count[other]), np.append(np.ones(len(columns)), -1.0), lower=0.0, upper=0.0
         )
@@ -133,10 +127,10 @@ def _add_products(builder: MipBuilder, counting: Counting, costs: list[BilinearC
 
 
 def _linear_form(
-    cost: BilinearCost, counting: Counting
+    cost: BilinearCost, counting: Counting, fewest: np.ndarray, most: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """The cost as ``values @ x[columns] + constant`` (whole numbers); fixed counts are folded into the rest."""
-    constant, fewest, most = int(cost.constant), counting.fewest, counting.most
+    constant = int(cost.constant)
     form: dict[int, int] = {}
 
     def add(column: int, value: int) -> None:

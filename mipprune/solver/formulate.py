@@ -58,24 +58,19 @@ class Formulation:
         return x
 
 
-def formulate(
-    problem: Problem, typical_drop: float | None = None, counts: tuple[np.ndarray, np.ndarray] | None = None
-) -> Formulation:
+def formulate(problem: Problem, typical_drop: float | None = None) -> Formulation:
     """Write ``problem`` as a :class:`Formulation`.
 
     Args:
         typical_drop: size of the drops that matter when the drop is minimised (an incumbent's, say).  Solvers work to
             about 1e-6 in the unit of their rows, so drops are scaled to be about 1000 units.
-        counts: fewest and most kept units per group, int64 of shape (G,) each, inside what the problem allows: the
-            answer then holds for the masks with such counts.
     """
     n, surrogate = problem.n_units, problem.surrogate
     uses_drop = problem.objective == "drop" or problem.max_drop is not None
     unit_of_drop = _drop_unit(problem, typical_drop) if uses_drop else 1.0
     builder = MipBuilder()
 
-    fewest, most = counts if counts is not None else (problem.fewest, problem.most)
-    settled = (fewest == problem.most)[problem.costs.group_of_unit]  # all that may stay must stay
+    settled = (problem.fewest == problem.most)[problem.costs.group_of_unit]  # all that may stay must stay
     kept = builder.add_columns(
         n,
         cost=-surrogate.linear / unit_of_drop if problem.objective == "drop" else 0.0,
@@ -97,7 +92,7 @@ def formulate(
             np.concatenate([-surrogate.linear / unit_of_drop, np.ones(len(theta))]),
             upper=(problem.drop_limit - float(surrogate.linear.sum())) / unit_of_drop,
         )
-    counting, unit_of_cost = add_counting(builder, problem, kept, fewest, most)
+    counting, unit_of_cost = add_counting(builder, problem, kept)
     for mask in problem.forbidden:
         builder.add_row(kept, np.where(mask, -1.0, 1.0), lower=1.0 - mask.sum())  # differ in one unit at least
     unit = unit_of_drop if problem.objective == "drop" else unit_of_cost
