@@ -4,10 +4,11 @@ from .comparison import Comparison, ComparisonRow, compare
 from .exact import exact_table
 from .pairwise import interactions
 from .pinned import PinnedGame
-from .records import Estimate, Interactions
+from .records import Estimate, Interactions, SampleMarginals
 from .semivalues import banzhaf, leave_one_out, semivalue, shapley
+from .stopping import CutResolved
 
 __all__ = [
-    "Comparison", "ComparisonRow", "Estimate", "Interactions", "PinnedGame", "banzhaf", "compare", "exact_table",
-    "interactions", "leave_one_out", "semivalue", "shapley",
+    "Comparison", "ComparisonRow", "CutResolved", "Estimate", "Interactions", "PinnedGame", "SampleMarginals",
+    "banzhaf", "compare", "exact_table", "interactions", "leave_one_out", "semivalue", "shapley",
 ]
