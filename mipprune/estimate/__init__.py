@@ -1,6 +1,5 @@
 """estimate: importance of players and interactions of pairs, exact or sampled with standard errors.  No torch."""
 
-from .comparison import Comparison, ComparisonRow, compare
 from .exact import exact_table
 from .pairwise import interactions
 from .pinned import PinnedGame
@@ -9,6 +8,6 @@ from .semivalues import banzhaf, leave_one_out, semivalue, shapley
 from .stopping import CutResolved
 
 __all__ = [
-    "Comparison", "ComparisonRow", "CutResolved", "Estimate", "Interactions", "PinnedGame", "SampleMarginals",
-    "banzhaf", "compare", "exact_table", "interactions", "leave_one_out", "semivalue", "shapley",
+    "CutResolved", "Estimate", "Interactions", "PinnedGame", "SampleMarginals", "banzhaf", "exact_table",
+    "interactions", "leave_one_out", "semivalue", "shapley",
 ]
