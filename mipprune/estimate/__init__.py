@@ -2,12 +2,19 @@
 
 from .comparison import Comparison, ComparisonRow, compare
 from .exact import exact_table
+from .gtap import GtapResult, GtapRound, gtap_iterated_building, gtap_iterated_pruning, gtap_top_n
+from .oracle import OracleComparison, OracleRow, OracleSets, oracle_comparison, oracle_sets
 from .pairwise import interactions
+from .partial import k_partial
 from .pinned import PinnedGame
 from .records import Estimate, Interactions
+from .reuse import sample_reuse
 from .semivalues import banzhaf, leave_one_out, semivalue, shapley
+from .shapley_pruning import ShapleyPruningRanks, shapley_pruning_ranks
 
 __all__ = [
-    "Comparison", "ComparisonRow", "Estimate", "Interactions", "PinnedGame", "banzhaf", "compare", "exact_table",
-    "interactions", "leave_one_out", "semivalue", "shapley",
+    "Comparison", "ComparisonRow", "Estimate", "GtapResult", "GtapRound", "Interactions", "OracleComparison",
+    "OracleRow", "OracleSets", "PinnedGame", "ShapleyPruningRanks", "banzhaf", "compare", "exact_table",
+    "gtap_iterated_building", "gtap_iterated_pruning", "gtap_top_n", "interactions", "k_partial", "leave_one_out",
+    "oracle_comparison", "oracle_sets", "sample_reuse", "semivalue", "shapley", "shapley_pruning_ranks",
 ]

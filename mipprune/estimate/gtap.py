@@ -1,4 +1,4 @@
-"""GTAP (2311.10468): units are kept by a p-binomial index that Dropout-like sampling estimates, in one go or in rounds."""
+"""GTAP (2311.10468): units are kept by a p-binomial index from Dropout-like sampling, in one go or in rounds."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class GtapResult(Record):
     def __str__(self) -> str:
         head = f"GTAP {self.algorithm}: {self.kept.sum()} of {len(self.kept)} units, {self.n_evals} evaluations"
         lines = [head if self.termination == "completed" else f"{head}; stopped early: {self.termination}"]
-        lines.append(f"{'round':>5}  {'p':>5}  {'free':>5}  {'chosen':>6}  {'undecided':>9}  {'kept':>5}  {'value':>10}")
+        lines.append("round      p   free  chosen  undecided   kept       value")
         lines.append(f"{'start':>5}{'':38}{self.path[0].sum():>5}  {self.path_values[0]:>10.4f}")
         for i, (each, kept, value) in enumerate(zip(self.rounds, self.path[1:], self.path_values[1:]), 1):
             p = f"{each.estimate.p:.2f}"

@@ -29,10 +29,10 @@ class Estimate(Record):
     Attributes:
         values: float64 (n,).
         stderr: float64 (n,), standard errors; 0 when exact.
-        index: "shapley", "banzhaf", "semivalue" or "leave_one_out".
+        index: "shapley", "banzhaf", "semivalue", "leave_one_out", or as "3-partial removed".
         p: inclusion probability of a p-binomial semivalue (banzhaf: 0.5, leave_one_out: 1); None for Shapley.
-        method: "exact", "permutation" or "one_toggle", or the latter with "sample_" before them, where every sample
-            had coalitions of its own; what "auto" picked.
+        method: "exact", "reuse", "permutation" or "one_toggle", or the last two with "sample_" before them, where every
+            sample had coalitions of its own; what "auto" picked.
         n_evals: coalition evaluations that the values rest on; one step of all samples, each at its own coalition,
             counts as one.
         seed: of the sampling; None when exact.
