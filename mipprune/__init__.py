@@ -14,8 +14,20 @@ if TYPE_CHECKING:
     from .curvature import expand_gates, fit_linear_head
     from .errors import MipPruneError
     from .estimate import (
-        banzhaf, compare, gtap_iterated_building, gtap_iterated_pruning, gtap_top_n, interactions, k_partial,
-        leave_one_out, oracle_comparison, oracle_sets, sample_reuse, semivalue, shapley, shapley_pruning_ranks,
+        banzhaf,
+        compare,
+        gtap_iterated_building,
+        gtap_iterated_pruning,
+        gtap_top_n,
+        interactions,
+        k_partial,
+        leave_one_out,
+        oracle_comparison,
+        oracle_sets,
+        sample_reuse,
+        semivalue,
+        shapley,
+        shapley_pruning_ranks,
     )
     from .game import Game, LayerGame, TableGame
     from .graph import UnitGraph, trace

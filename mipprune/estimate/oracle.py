@@ -16,7 +16,8 @@ from .records import Estimate
 from .sampling import BATCH_SIZE
 
 __all__ = [
-    "OracleComparison", "OracleRow", "OracleSets", "oracle_comparison", "oracle_sets", "rank_correlations", "text_table",
+    "OracleComparison", "OracleRow", "OracleSets", "oracle_comparison", "oracle_sets", "rank_correlations",
+    "text_table",
 ]
 
 #: Values nearer to the best than this, relative to the range of all values, count as equally good.
@@ -49,12 +50,12 @@ class OracleSets(Record):
 
     @property
     def removed(self) -> np.ndarray:
-        """bool (n + 1, n), row o the best set of o players to remove: the complement of the best n - o to keep."""
+        """Row o is the best set of o players to remove, the complement of the best n - o to keep: bool (n + 1, n)."""
         return ~self.kept[::-1]
 
     @property
     def membership(self) -> np.ndarray:
-        """int64 (n,): in how many of the best kept sets each player is.
+        """In how many of the best kept sets each player is: int64 (n,).
 
         A ranking by it is the sets' consensus: they need not be nested, so no ranking may have all of them on top.
         """
@@ -74,8 +75,8 @@ class OracleRow(Record):
         name: of the ranking.
         overlaps: int64 (n + 1,), players shared by the ranking's o best and the best kept set of size o (of equally
             good ones the nearest).
-        kept_score: ``sum_o overlaps[o] / sum_o o`` over o = 1 .. n - 1: 1 when all sets agree.
-        removed_score: the same for the o last players of the ranking and the best set of o players to remove.
+        score: cumulative overlap ``sum_o overlaps[o] / sum_o o`` over o = 1 .. n - 1: 1 when all sets agree.
+            ``removed_overlaps`` has the same sum (our derivation), so there is one score for both sides.
         gaps: float64 (n + 1,), value of the oracle set minus that of the ranking's o best, >= 0: loss given away.
         mean_gap: their mean over o = 1 .. n - 1.
         n_evals, seconds: what the ranking cost; 0 for scores that were handed in.
@@ -83,8 +84,7 @@ class OracleRow(Record):
 
     name: str
     overlaps: np.ndarray
-    kept_score: float
-    removed_score: float
+    score: float
     gaps: np.ndarray
     mean_gap: float
     n_evals: int
@@ -93,6 +93,15 @@ class OracleRow(Record):
     def __post_init__(self) -> None:
         object.__setattr__(self, "overlaps", frozen_array(self.overlaps, np.int64))
         object.__setattr__(self, "gaps", frozen_array(self.gaps))
+
+    @property
+    def removed_overlaps(self) -> np.ndarray:
+        """Players shared by the ranking's o last and the best set of o to remove: int64 (n + 1,).
+
+        The others are n - o best on both sides: with c of them shared, ``o - (n - o - c)`` are rightly removed.
+        """
+        n = len(self.overlaps) - 1
+        return 2 * np.arange(n + 1) - n + self.overlaps[::-1]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,7 +112,7 @@ class OracleComparison(Record):
         oracle: the sets.
         rows: one per ranking, in the order given.
         spearman: float64 (m, m), rank correlation of every two rankings' scores; NaN where one is constant.
-        random_score: expected score of a random ranking, on both sides: ``(2 n - 1) / (3 n)``; less by what ties add.
+        random_score: expected score of a random ranking, ``(2 n - 1) / (3 n)`` where the best sets are unique.
         random_gap: expected mean gap of a random ranking.
     """
 
@@ -119,10 +128,10 @@ class OracleComparison(Record):
     def __str__(self) -> str:
         rows = []
         for row in self.rows:
-            numbers = (f"{row.kept_score:.3f}", f"{row.removed_score:.3f}", f"{row.mean_gap:.4f}", f"{row.gaps.max():.4f}")
-            rows.append([row.name, *numbers, str(row.n_evals), f"{row.seconds:.2f}"])
-        rows.append(["random order", *[f"{self.random_score:.3f}"] * 2, f"{self.random_gap:.4f}", "-", "-", "-"])
-        head = ["ranking", "kept score", "removed score", "mean gap", "largest gap", "evals", "seconds"]
+            numbers = [f"{row.score:.3f}", f"{row.mean_gap:.4f}", f"{row.gaps.max():.4f}", str(row.n_evals)]
+            rows.append([row.name, *numbers, f"{row.seconds:.2f}"])
+        rows.append(["random order", f"{self.random_score:.3f}", f"{self.random_gap:.4f}", "-", "-", "-"])
+        head = ["ranking", "set overlap", "mean gap", "largest gap", "evals", "seconds"]
         n = len(self.oracle.player_names)
         return f"against the best of all {1 << n} coalitions, size by size\n{text_table(head, rows)}"
 
@@ -166,17 +175,10 @@ def oracle_comparison(
         tops = np.concatenate([[0], np.cumsum(1 << np.argsort(-values, kind="stable"))])
         overlaps = np.array([int(np.bitwise_count(codes & top).max()) for codes, top in zip(good, tops)])
         gaps = np.maximum(oracle.values - table.table[tops], 0.0)
-        # o last players of a ranking leave its n - o best, and 2 o - n + (overlap there) of them are rightly removed
-        sizes = np.arange(n + 1)
-        removed = 2 * sizes - n + overlaps[::-1]
-        inner, total = slice(1, n), max(1, n * (n - 1) // 2)
         given = rankings[name]
         cost = (given.n_evals, given.seconds) if isinstance(given, Estimate) else (0, 0.0)
-        rows.append(OracleRow(
-            name, overlaps, float(overlaps[inner].sum() / total) if n > 1 else 1.0,
-            float(removed[inner].sum() / total) if n > 1 else 1.0, gaps,
-            float(gaps[inner].mean()) if n > 1 else 0.0, *cost,
-        ))
+        score = float(overlaps[1:n].sum() / (n * (n - 1) // 2)) if n > 1 else 1.0
+        rows.append(OracleRow(name, overlaps, score, gaps, float(gaps[1:n].mean()) if n > 1 else 0.0, *cost))
     lost = (oracle.values - oracle.mean_values)[1:n]
     return OracleComparison(
         oracle, tuple(rows), rank_correlations(list(scores.values())), (2 * n - 1) / (3 * n) if n > 1 else 1.0,
@@ -207,7 +209,7 @@ def _oracle(table: TableGame) -> OracleSets:
     sizes = np.bitwise_count(np.arange(1 << n))
     means = np.bincount(sizes, weights=table.table) / [math.comb(n, o) for o in range(n + 1)]
     kept = first[:, None] >> np.arange(n) & 1
-    return OracleSets(kept, table.table[first], [len(codes) for codes in good], means, table.player_names)
+    return OracleSets(kept, table.table[first], np.array([len(codes) for codes in good]), means, table.player_names)
 
 
 def _scores(name: str, ranking: Estimate | np.ndarray, game: Game) -> np.ndarray:

@@ -15,12 +15,13 @@ from .exact import EXACT_PLAYERS
 from .records import Estimate
 from .running import run_source
 from .samplewise import _SampleSource, per_sample
-from .sampling import BATCH_SIZE, Clock, CoalitionSource, Evaluator, OutOfTimeError
+from .sampling import BATCH_SIZE, Clock, CoalitionSource, Evaluator, OutOfTimeError, Source
 from .semivalues import AUTO_EXACT_PLAYERS, EVALS_PER_PLAYER, check_arguments
 
 __all__ = ["PartialDesign", "k_partial"]
 
 SIDES = ("removed", "kept")
+SAMPLEWISE = "sample_one_toggle"
 
 
 def k_partial(
@@ -51,14 +52,14 @@ def k_partial(
         BudgetError, ConfigError, DataError: as :func:`~mipprune.estimate.shapley`; ConfigError also for a k or a side
             that doesn't exist.
     """
-    check_arguments(game, method, ("exact", "one_toggle", "sample_one_toggle"), n_evals, seed)
+    check_arguments(game, method, ("exact", "one_toggle", SAMPLEWISE), n_evals, seed)
     n = game.n_players
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= n:
         raise ConfigError(f"k={k!r}: expected an integer in 1..{n}, the number of players")
     if side not in SIDES:
         raise ConfigError(f"unknown side {side!r}; known: {SIDES}")
     samples = per_sample(game)
-    if method == "sample_one_toggle" and samples is None:
+    if method == SAMPLEWISE and samples is None:
         raise DataError(
             "method='sample_one_toggle' needs a SampleGame, whose value is a mean over samples (no callable of all "
             "outputs); method='one_toggle' works with coalitions that all samples share"
@@ -76,13 +77,13 @@ def k_partial(
                 )
             return _exact(evaluator, k, side, index, needed)
         budget = EVALS_PER_PLAYER * (n + 1) if n_evals is None and time_limit is None else n_evals
-        law = (k, side == "removed", antithetic)
-        chosen = {"method": method, "index": index, "p": None, "seed": int(seed)}
-        if samples is not None and method != "one_toggle":
-            source = _PartialSampleSource(samples, evaluator, int(seed), *law)
-            return run_source(source, evaluator, budget, 0, **{**chosen, "method": "sample_one_toggle"})
-        design = PartialDesign(n, int(seed), *law)
-        return run_source(CoalitionSource(design, evaluator), evaluator, budget, 0, **{**chosen, "method": "one_toggle"})
+        removed, picked = side == "removed", "one_toggle" if samples is None or method == "one_toggle" else SAMPLEWISE
+        source: Source
+        if samples is not None and picked == SAMPLEWISE:
+            source = _PartialSampleSource(samples, evaluator, int(seed), k, removed, antithetic)
+        else:
+            source = CoalitionSource(PartialDesign(n, int(seed), k, removed, antithetic), evaluator)
+        return run_source(source, evaluator, budget, 0, index=index, p=None, method=picked, seed=int(seed))
 
 
 def _exact(evaluator: Evaluator, k: int, side: str, index: str, needed: int) -> Estimate:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from ..errors import ConfigError
 from ..game.base import Game
 from ..records import Record
+from .exact import exact_table
 from .oracle import OracleComparison, oracle_comparison, rank_correlations, text_table
 from .partial import k_partial
 from .records import Estimate
@@ -67,19 +69,16 @@ def shapley_pruning_ranks(
     """
     if len(set(ks)) != len(ks):
         raise ConfigError(f"ks={tuple(ks)}: a k is named twice")
-    common = {"batch_size": batch_size, "progress": progress}
-    sampled = {"n_evals": n_evals, "seed": seed, **common}
+    common: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    sampled: dict[str, Any] = {"n_evals": n_evals, "seed": seed, **common}
     orders = "permutation" if per_sample(game) is None else "sample_permutation"
     found = {"leave-one-out": leave_one_out(game, **common)}
     for k in ks:
         for side in ("removed", "kept"):
             found[f"{k}-partial {side}"] = k_partial(game, k, side=side, **sampled)
     found["permutation"] = shapley(game, method=orders, **sampled)
-    found["regression"] = shapley(game, method="regression", **sampled)
     judged = None
     if oracle or (oracle is None and game.n_players <= AUTO_EXACT_PLAYERS):
-        from .exact import exact_table
-
         table = exact_table(game, **common)
         found["exact Shapley"] = shapley(table, method="exact")
         judged = oracle_comparison(table, found)
