@@ -88,7 +88,7 @@ class GtapResult(Record):
         head = f"GTAP {self.algorithm}: {self.kept.sum()} of {len(self.kept)} units, {self.n_evals} evaluations"
         lines = [head if self.termination == "completed" else f"{head}; stopped early: {self.termination}"]
         lines.append("round      p   free  chosen  undecided   kept       value")
-        lines.append(f"{'start':>5}{'':38}{self.path[0].sum():>5}  {self.path_values[0]:>10.4f}")
+        lines.append(f"{'start':>5}{'':35}{self.path[0].sum():>5}  {self.path_values[0]:>10.4f}")
         for i, (each, kept, value) in enumerate(zip(self.rounds, self.path[1:], self.path_values[1:]), 1):
             p = f"{each.estimate.p:.2f}"
             lines.append(
@@ -116,7 +116,7 @@ def gtap_top_n(
             method of :func:`~mipprune.estimate.semivalue` at the same p, of which ``"auto"`` is far faster where the
             value is a mean over samples.
         n_evals: budget of the whole run in coalition evaluations, never exceeded, shared evenly by the rounds; None:
-            256 (n + 1), or until ``time_limit``.
+            256 (n + 1), or until ``time_limit``, or what ``"exact"`` needs.
         level: confidence level of the bands.
         seed: of the sampling.
         time_limit: seconds for the whole run, shared by the rounds.  When they have passed, or on Ctrl-C, the last
@@ -186,7 +186,8 @@ class _Run:
         if not 0.0 < level < 1.0:
             raise ConfigError(f"level={level}: a confidence level lies between 0 and 1, e.g. 0.95")
         self.game, self.n_keep, self.p, self.method, self.level, self.seed = game, int(n_keep), p, method, level, seed
-        self.budget = EVALS_PER_PLAYER * (n + 1) if n_evals is None and time_limit is None else n_evals
+        free_to_run = n_evals is not None or time_limit is not None or method == "exact"
+        self.budget = n_evals if free_to_run else EVALS_PER_PLAYER * (n + 1)
         self.options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
         self.clock = Clock(time_limit)
         self.rounds: list[GtapRound] = []
