@@ -150,7 +150,8 @@ def test_auto_is_exact_where_it_is_affordable(n: int, n_evals: int | None, metho
 
 def test_auto_picks_toggles_for_semivalues_and_sampling_for_pairs() -> None:
     game = AdditiveGame(np.arange(16))
-    assert banzhaf(game).method == semivalue(game, p=0.7).method == "one_toggle"
+    assert banzhaf(game).method == semivalue(game, p=0.7, n_evals=900).method == "one_toggle"
+    assert semivalue(game, p=0.7).method == "adjusted"  # a proxy pays from 64 evaluations per player on
     assert interactions(game).method == "sampled"
     corner = semivalue(game, p=1)
     assert (corner.method, corner.n_evals, corner.index, corner.p) == ("exact", 17, "semivalue", 1)

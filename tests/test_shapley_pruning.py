@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -305,13 +306,11 @@ def test_rank_correlations_are_those_of_scipy(scores: list[list[int]]) -> None:
             assert found[a, b] == pytest.approx(stats.spearmanr(arrays[a], arrays[b]).statistic, abs=1e-12)
 
 
-def test_twenty_players_in_well_under_a_second(benchmark_seconds: float = 1.0) -> None:
-    import time
-
+def test_twenty_players_in_well_under_a_second() -> None:
     game = TableGame(np.random.default_rng(0).normal(size=1 << 20))
     start = time.process_time()
     found = mp.oracle_comparison(game, {"a": np.arange(20.0)})
-    assert time.process_time() - start < benchmark_seconds
+    assert time.process_time() - start < 1
     assert found.oracle.values[1] == game.table[1 << np.arange(20)].max()
 
 
@@ -321,7 +320,7 @@ def test_oracle_complaints() -> None:
         mp.oracle_sets(AdditiveGame(np.ones(21)))
     with pytest.raises(ConfigError, match="nothing"):
         mp.oracle_comparison(game, {})
-    with pytest.raises(DataError, match="'norm'.*3 scores"):
+    with pytest.raises(DataError, match=r"'norm'.*3 scores"):
         mp.oracle_comparison(game, {"norm": np.ones(4)})
     with pytest.raises(DataError, match="NaN"):
         mp.oracle_comparison(game, {"norm": np.array([1.0, np.nan, 2.0])})
@@ -342,6 +341,7 @@ def test_ranks_are_the_estimates_that_they_name() -> None:
         "3-partial removed": mp.k_partial(game, 3),
         "3-partial kept": mp.k_partial(game, 3, side="kept"),
         "permutation": mp.shapley(game, method="sample_permutation", n_evals=900, seed=4),
+        "regression": mp.shapley(game, method="regression", n_evals=900, seed=4),
         "exact Shapley": mp.shapley(game, method="exact"),
     }
     assert list(found.estimates) == list(single)

@@ -7,14 +7,14 @@ from .oracle import OracleComparison, OracleRow, OracleSets, oracle_comparison, 
 from .pairwise import interactions
 from .partial import k_partial
 from .pinned import PinnedGame
-from .records import Estimate, Interactions
-from .reuse import sample_reuse
+from .records import Estimate, Interactions, SampleMarginals
 from .semivalues import banzhaf, leave_one_out, semivalue, shapley
 from .shapley_pruning import ShapleyPruningRanks, shapley_pruning_ranks
+from .stopping import CutResolved
 
 __all__ = [
-    "Comparison", "ComparisonRow", "Estimate", "GtapResult", "GtapRound", "Interactions", "OracleComparison",
-    "OracleRow", "OracleSets", "PinnedGame", "ShapleyPruningRanks", "banzhaf", "compare", "exact_table",
-    "gtap_iterated_building", "gtap_iterated_pruning", "gtap_top_n", "interactions", "k_partial", "leave_one_out",
-    "oracle_comparison", "oracle_sets", "sample_reuse", "semivalue", "shapley", "shapley_pruning_ranks",
+    "Comparison", "ComparisonRow", "CutResolved", "Estimate", "GtapResult", "GtapRound", "Interactions",
+    "OracleComparison", "OracleRow", "OracleSets", "PinnedGame", "SampleMarginals", "ShapleyPruningRanks", "banzhaf",
+    "compare", "exact_table", "gtap_iterated_building", "gtap_iterated_pruning", "gtap_top_n", "interactions",
+    "k_partial", "leave_one_out", "oracle_comparison", "oracle_sets", "semivalue", "shapley", "shapley_pruning_ranks",
 ]

@@ -10,16 +10,19 @@ import numpy as np
 from ..errors import BudgetError, ConfigError
 from ..game.base import Game
 from ..records import Record, frozen_array
+from .methods import EVALS_PER_PLAYER
 from .pinned import PinnedGame
 from .records import Estimate
-from .reuse import sample_reuse
 from .sampling import BATCH_SIZE, Clock, OutOfTimeError
-from .semivalues import EVALS_PER_PLAYER, check_arguments, semivalue
+from .semivalues import check_arguments, semivalue
 
 __all__ = ["GtapResult", "GtapRound", "gtap_iterated_building", "gtap_iterated_pruning", "gtap_top_n"]
 
 #: Rounds of the iterated forms unless a step is given.
 ROUNDS = 8
+
+#: Masks that a unit should be in, and out of, on average: bounds the default keep rate away from 0 and 1.
+MASKS_EACH_WAY = 41
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,10 +114,12 @@ def gtap_top_n(
         game: the game; its players are the units.
         n_keep: units to keep, 1 .. n - 1.
         p: keep rate of the Dropout-like masks, 0 < p < 1.  None: the target density, so that the coalitions of every
-            round have ``n_keep`` units on average, pinned ones included.
-        method: ``"dropout"``, :func:`~mipprune.estimate.sample_reuse`: one value per mask serves all units; or a
-            method of :func:`~mipprune.estimate.semivalue` at the same p, of which ``"auto"`` is far faster where the
-            value is a mean over samples.
+            round have ``n_keep`` units on average, pinned ones included; for "dropout" as near to it as the budget
+            of a round allows, see :data:`MASKS_EACH_WAY`.
+        method: ``"dropout"``: masks keep every unit with chance p, as Dropout does, and a unit's index is the mean
+            value of the masks with it minus that of the masks without it (``"reuse"`` of
+            :func:`~mipprune.estimate.semivalue`); or another method of that function at the same p, of which
+            ``"auto"`` is far faster where the value is a mean over samples.
         n_evals: budget of the whole run in coalition evaluations, never exceeded, shared evenly by the rounds; None:
             256 (n + 1), or until ``time_limit``, or what ``"exact"`` needs.
         level: confidence level of the bands.
@@ -223,20 +228,21 @@ class _Run:
         """The index of the free units: those still in when dropping, those still out when building."""
         game = PinnedGame(self.game, removed=~kept) if dropping else PinnedGame(self.game, kept=kept)
         pinned_in = 0 if dropping else int(kept.sum())
-        p = (self.n_keep - pinned_in) / game.n_players if self.p is None else self.p
         rounds_left, share, seconds = n_rounds - number, None, None
         if self.budget is not None:
             spent = sum(each.estimate.n_evals for each in self.rounds) + n_rounds + 1  # the path is evaluated too
             share = max(1, (self.budget - spent) // rounds_left)
+        p = (self.n_keep - pinned_in) / game.n_players if self.p is None else self.p
+        if self.p is None and self.method == "dropout" and share is not None:
+            edge = min(0.5, MASKS_EACH_WAY / max(1, share - 2))  # two evaluations are of the ends
+            p = min(max(p, edge), 1.0 - edge)
         if self.clock.time_limit is not None:
             self.clock.check()
             seconds = (self.clock.time_limit - self.clock.seconds) / rounds_left
         word = np.random.SeedSequence(self.seed, spawn_key=(number,)).generate_state(1)[0]
         options = {"p": p, "n_evals": share, "seed": int(word), "time_limit": seconds, **self.options}
         try:
-            if self.method == "dropout":
-                return sample_reuse(game, **options)
-            return semivalue(game, method=self.method, **options)
+            return semivalue(game, method="reuse" if self.method == "dropout" else self.method, **options)
         except OutOfTimeError:
             raise
         except BudgetError as error:

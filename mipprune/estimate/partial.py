@@ -10,13 +10,14 @@ import numpy as np
 
 from ..errors import BudgetError, ConfigError, DataError
 from ..game.base import Game, SampleGame
+from .blocks import mean_and_stderr
 from .designs import Design, uniforms
 from .exact import EXACT_PLAYERS
+from .methods import EVALS_PER_PLAYER
 from .records import Estimate
-from .running import run_source
 from .samplewise import _SampleSource, per_sample
-from .sampling import BATCH_SIZE, Clock, CoalitionSource, Evaluator, OutOfTimeError, Source
-from .semivalues import AUTO_EXACT_PLAYERS, EVALS_PER_PLAYER, check_arguments
+from .sampling import BATCH_SIZE, Clock, CoalitionSource, Evaluator, OutOfTimeError, Source, gather, replicates_for
+from .semivalues import AUTO_EXACT_PLAYERS, check_arguments
 
 __all__ = ["PartialDesign", "k_partial"]
 
@@ -83,7 +84,24 @@ def k_partial(
             source = _PartialSampleSource(samples, evaluator, int(seed), k, removed, antithetic)
         else:
             source = CoalitionSource(PartialDesign(n, int(seed), k, removed, antithetic), evaluator)
-        return run_source(source, evaluator, budget, 0, index=index, p=None, method=picked, seed=int(seed))
+        return _sampled(source, evaluator, budget, index, picked, int(seed))
+
+
+def _sampled(
+    source: Source, evaluator: Evaluator, budget: int | None, index: str, method: str, seed: int
+) -> Estimate:
+    game = evaluator.game
+    n_replicates = None
+    if budget is not None:
+        n_replicates = replicates_for(budget, 0, source, f"{method} sampling of {game.n_players} players")
+        evaluator.announce(n_replicates * source.cost)
+    state, termination = gather(source, n_replicates, evaluator.batch_size)
+    means, sizes = source.finish(state)
+    values, stderr = mean_and_stderr(means, sizes)
+    return Estimate(
+        values, stderr, index, None, method, state.n_replicates * source.cost, seed, None, None, game.player_names,
+        means, sizes, termination, evaluator.clock.seconds,
+    )
 
 
 def _exact(evaluator: Evaluator, k: int, side: str, index: str, needed: int) -> Estimate:

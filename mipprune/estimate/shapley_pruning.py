@@ -33,15 +33,16 @@ class ShapleyPruningRanks(Record):
     oracle: OracleComparison | None
 
     def __str__(self) -> str:
-        values = [estimate.values for estimate in self.estimates.values()]
-        correlations = text_table(
-            ["Spearman", *self.estimates],
-            [[name, *(f"{r:.2f}" for r in row)] for name, row in zip(self.estimates, rank_correlations(values))],
+        correlations = rank_correlations([estimate.values for estimate in self.estimates.values()])
+        numbered = [f"{i} {name}" for i, name in enumerate(self.estimates, 1)]
+        table = text_table(
+            ["Spearman", *map(str, range(1, 1 + len(numbered)))],
+            [[name, *(f"{r:.2f}" for r in row)] for name, row in zip(numbered, correlations)],
         )
         if self.oracle is not None:
-            return f"{self.oracle}\n\n{correlations}"
+            return f"{self.oracle}\n\n{table}"
         rows = [[name, e.method, str(e.n_evals), f"{e.seconds:.2f}"] for name, e in self.estimates.items()]
-        return f"{text_table(['ranking', 'method', 'evals', 'seconds'], rows)}\n\n{correlations}"
+        return f"{text_table(['ranking', 'method', 'evals', 'seconds'], rows)}\n\n{table}"
 
 
 def shapley_pruning_ranks(
@@ -77,6 +78,7 @@ def shapley_pruning_ranks(
         for side in ("removed", "kept"):
             found[f"{k}-partial {side}"] = k_partial(game, k, side=side, **sampled)
     found["permutation"] = shapley(game, method=orders, **sampled)
+    found["regression"] = shapley(game, method="regression", **sampled)
     judged = None
     if oracle or (oracle is None and game.n_players <= AUTO_EXACT_PLAYERS):
         table = exact_table(game, **common)
