@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from .lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from . import curvature, errors, estimate, game, graph, solver, surgery, surrogates, testing
+    from . import curvature, errors, estimate, game, graph, solver, study, surgery, surrogates, testing
     from .costs import BilinearCost, CostModel
     from .curvature import expand_gates, fit_linear_head
     from .errors import MipPruneError
     from .estimate import (
+        CutResolved,
         banzhaf,
-        compare,
         gtap_iterated_building,
         gtap_iterated_pruning,
         gtap_top_n,
@@ -32,18 +32,19 @@ if TYPE_CHECKING:
     from .graph import UnitGraph, trace
     from .pruning import LossIncrease, Macs, Params, PruneResult, Units, prune
     from .solver import Problem, Solution, solve
+    from .study import compare
     from .surgery import PrunePlan, load, recalibrate_batch_norm, save, verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "solver": "", "surgery": "",
-    "surrogates": "", "testing": "",
+    "study": "", "surrogates": "", "testing": "",
     "BilinearCost": "costs", "CostModel": "costs",
     "MipPruneError": "errors",
     "UnitGraph": "graph", "trace": "graph",
     "Game": "game", "LayerGame": "game", "TableGame": "game",
-    "banzhaf": "estimate", "compare": "estimate", "interactions": "estimate", "leave_one_out": "estimate",
+    "CutResolved": "estimate", "banzhaf": "estimate", "interactions": "estimate", "leave_one_out": "estimate",
     "semivalue": "estimate", "shapley": "estimate",
     "gtap_iterated_building": "estimate", "gtap_iterated_pruning": "estimate", "gtap_top_n": "estimate",
     "k_partial": "estimate",
@@ -52,6 +53,7 @@ _HOMES = {
     "Problem": "solver", "Solution": "solver", "solve": "solver",
     "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
     "prune": "pruning",
+    "compare": "study",
     "PrunePlan": "surgery", "load": "surgery", "recalibrate_batch_norm": "surgery", "save": "surgery",
     "verify": "surgery",
 }
@@ -64,6 +66,7 @@ __all__ = [
     "estimate",
     "curvature",
     "solver",
+    "study",
     "surgery",
     "surrogates",
     "testing",
@@ -75,8 +78,8 @@ __all__ = [
     "Game",
     "LayerGame",
     "TableGame",
+    "CutResolved",
     "banzhaf",
-    "compare",
     "gtap_iterated_building",
     "gtap_iterated_pruning",
     "gtap_top_n",
@@ -99,6 +102,7 @@ __all__ = [
     "PruneResult",
     "Units",
     "prune",
+    "compare",
     "PrunePlan",
     "load",
     "recalibrate_batch_norm",

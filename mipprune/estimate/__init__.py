@@ -1,6 +1,5 @@
 """estimate: importance of players and interactions of pairs, exact or sampled with standard errors.  No torch."""
 
-from .comparison import Comparison, ComparisonRow, compare
 from .exact import exact_table
 from .gtap import GtapResult, GtapRound, gtap_iterated_building, gtap_iterated_pruning, gtap_top_n
 from .oracle import OracleComparison, OracleRow, OracleSets, oracle_comparison, oracle_sets
@@ -13,8 +12,8 @@ from .shapley_pruning import ShapleyPruningRanks, shapley_pruning_ranks
 from .stopping import CutResolved
 
 __all__ = [
-    "Comparison", "ComparisonRow", "CutResolved", "Estimate", "GtapResult", "GtapRound", "Interactions",
-    "OracleComparison", "OracleRow", "OracleSets", "PinnedGame", "SampleMarginals", "ShapleyPruningRanks", "banzhaf",
-    "compare", "exact_table", "gtap_iterated_building", "gtap_iterated_pruning", "gtap_top_n", "interactions",
-    "k_partial", "leave_one_out", "oracle_comparison", "oracle_sets", "semivalue", "shapley", "shapley_pruning_ranks",
+    "CutResolved", "Estimate", "GtapResult", "GtapRound", "Interactions", "OracleComparison", "OracleRow",
+    "OracleSets", "PinnedGame", "SampleMarginals", "ShapleyPruningRanks", "banzhaf", "exact_table",
+    "gtap_iterated_building", "gtap_iterated_pruning", "gtap_top_n", "interactions", "k_partial", "leave_one_out",
+    "oracle_comparison", "oracle_sets", "semivalue", "shapley", "shapley_pruning_ranks",
 ]
