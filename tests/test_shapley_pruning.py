@@ -16,6 +16,7 @@ import mipprune as mp
 from mipprune.errors import BudgetError, ConfigError, DataError
 from mipprune.estimate import Estimate, OracleComparison, OracleSets, ShapleyPruningRanks, exact_table
 from mipprune.estimate.oracle import rank_correlations
+from mipprune.estimate.partial import PartialDesign
 from mipprune.game import Game, TableGame
 from mipprune.testing.closed_form_games import AdditiveGame, SymmetricGame, UnanimitySum, closed_form_games
 from mipprune.testing.sample_games import mean_of_networks
@@ -95,10 +96,25 @@ def test_k_partial_values_are_linear_and_symmetric(side: str, table: np.ndarray,
     np.testing.assert_allclose(dual.values, values(table), atol=1e-9)
 
 
-def test_a_large_constant_costs_no_digits() -> None:
-    table = np.random.default_rng(0).normal(size=256)
-    plain, shifted = (mp.k_partial(TableGame(t), 3).values for t in (table, np.round(table, 9) + 1e6))
-    np.testing.assert_allclose(plain, shifted, atol=1e-8)
+@each_side
+def test_a_large_constant_costs_no_digits(side: str) -> None:
+    table = np.random.default_rng(0).integers(-50, 50, size=256).astype(float)
+    plain, shifted = (mp.k_partial(TableGame(t), 3, side=side).values for t in (table, table + 2.0**45))
+    np.testing.assert_allclose(plain, shifted, rtol=1e-12)
+
+
+@each_side
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_the_two_sets_of_a_pair_are_disjoint_and_every_set_of_a_size_is_as_likely(side: str, k: int) -> None:
+    masks = PartialDesign(4, 0, k, side == "removed", antithetic=True).draw(0, 40_000)
+    small = ~masks if side == "removed" else masks
+    assert not (small[:, 0] & small[:, 1]).any()
+    assert (small.sum(axis=(1, 2)) == k).all()
+    sizes = np.array([code.bit_count() for code in range(16)])
+    chance = np.where(sizes <= k, 1 / (k + 1) / np.array([math.comb(4, size) for size in sizes]), 0)
+    for which in (0, 1):
+        frequency = np.bincount(small[:, which] @ (1 << np.arange(4)), minlength=16) / len(small)
+        np.testing.assert_allclose(frequency, chance, atol=0.011)  # over 4 standard deviations
 
 
 def study(k: int, side: str, method: str, antithetic: bool, repetitions: int) -> tuple[float, float, float]:
@@ -286,6 +302,14 @@ def test_a_random_order_scores_and_loses_what_the_record_says() -> None:
     found = mp.oracle_comparison(game, orders)
     assert np.mean([row.score for row in found.rows]) == pytest.approx(found.random_score)
     assert np.mean([row.mean_gap for row in found.rows]) == pytest.approx(found.random_gap)
+
+
+def test_sets_that_differ_by_rounding_are_equally_good() -> None:
+    table = np.zeros(16)
+    table[0b0011], table[0b1100] = 0.3, 0.1 + 0.2
+    found = mp.oracle_comparison(TableGame(table), {"a": np.array([4.0, 3, 2, 1]), "b": np.array([1.0, 2, 3, 4])})
+    assert found.oracle.n_best[2] == 2
+    assert [row.overlaps[2] for row in found.rows] == [2, 2]
 
 
 def test_symmetric_players_leave_nothing_to_lose() -> None:
