@@ -151,7 +151,9 @@ def test_the_keep_rate_is_the_target_density_of_every_round() -> None:
 
 
 @each_algorithm
-@pytest.mark.parametrize("method", ["dropout", "one_toggle", "sample_one_toggle"])
+@pytest.mark.parametrize(
+    "method", ["dropout", "one_toggle", pytest.param("sample_one_toggle", marks=pytest.mark.slow)]
+)
 def test_bands_cover_in_every_round(algorithm: str, method: str) -> None:
     """Against the exact index of the game that the round's pins leave: each round draws anew, so they are honest."""
     game, repetitions = mean_of_networks(8, 4, 1), 220
@@ -180,10 +182,11 @@ def test_bands_reach_across_the_cut_where_units_are_alike_and_not_where_the_inde
     np.testing.assert_array_equal(alike.rounds[0].low, low)
     np.testing.assert_array_equal(alike.rounds[0].high, high)
     assert mp.gtap_top_n(network_game(6), 3, method="exact").rounds[0].undecided == 0
-    one = mp.gtap_top_n(network_game(8), 3, p=0.5, n_evals=300).rounds[0]
-    worst_first = np.sort(one.estimate.values)
-    cut = (worst_first[4] + worst_first[5]) / 2
-    assert one.undecided == sum(low < cut < high for low, high in zip(one.low, one.high)) > 0
+    for seed in range(10):
+        one = mp.gtap_top_n(network_game(8), 3, p=0.5, n_evals=300, seed=seed).rounds[0]
+        worst_first = np.sort(one.estimate.values)
+        cut = (worst_first[4] + worst_first[5]) / 2
+        assert one.undecided == sum(low < cut < high for low, high in zip(one.low, one.high)) > 0
     wide, narrow = (mp.gtap_top_n(network_game(6), 3, level=level, n_evals=500).rounds[0] for level in (0.99, 0.5))
     assert (wide.high - wide.low > narrow.high - narrow.low).all()
 

@@ -137,9 +137,8 @@ def study(k: int, side: str, method: str, antithetic: bool, repetitions: int) ->
 @each_side
 @each_sampler
 @both_ways
-@pytest.mark.parametrize("k", [1, 3, 8])
-def test_sampled_k_partial_values_are_unbiased_and_cover(side: str, method: str, antithetic: bool, k: int) -> None:
-    covered, ratio, bias = study(k, side, method, antithetic, repetitions=120)
+def test_sampled_k_partial_values_are_unbiased_and_cover(side: str, method: str, antithetic: bool) -> None:
+    covered, ratio, bias = study(3, side, method, antithetic, repetitions=120)
     assert 0.91 <= covered <= 0.99
     assert 0.85 <= ratio <= 1.15
     assert bias < 4
@@ -149,7 +148,7 @@ def test_sampled_k_partial_values_are_unbiased_and_cover(side: str, method: str,
 @each_side
 @each_sampler
 @both_ways
-@pytest.mark.parametrize("k", [1, 2, 3, 5])
+@pytest.mark.parametrize("k", [1, 2, 3, 5, 8])
 def test_k_partial_intervals_cover_over_many_repetitions(side: str, method: str, antithetic: bool, k: int) -> None:
     covered, ratio, bias = study(k, side, method, antithetic, repetitions=1000)
     assert 0.93 <= covered <= 0.97
