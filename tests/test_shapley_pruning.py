@@ -153,7 +153,7 @@ def test_k_partial_intervals_cover_over_many_repetitions(side: str, method: str,
     covered, ratio, bias = study(k, side, method, antithetic, repetitions=1000)
     assert 0.93 <= covered <= 0.97
     assert 0.94 <= ratio <= 1.06
-    assert bias < 4
+    assert bias < 5  # the largest of 8 players, in 40 cases: 4 is passed by chance now and then
 
 
 @each_side
