@@ -267,6 +267,29 @@ class Prefix:
         out = env[self.program.captured.output.name]
         return out.reshape(m, n, *out.shape[1:])
 
+    @torch.no_grad()
+    def finish(self, reader: fx.Node, values: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Outputs (M, s, ...) of the samples ``rows`` from what the group's only ``reader`` gave: (M, s, ...)."""
+        m, s = values.shape[:2]
+        dims = self.program.batch_dims
+        own = {name: _rows_of(value, rows, self.n_samples, dims[name]) for name, value in self.boundary.items()}
+        env = {name: _folded(value, m, s, dims[name]) for name, value in own.items()}
+        env[reader.name] = values.flatten(0, 1)
+        nodes = [n for n in self.suffix if n is not reader]
+        self.program._execute(nodes, env, self.tensors, m * s, self.base)
+        out = env[self.program.captured.output.name]
+        return out.reshape(m, s, *out.shape[1:])
+
+
+def _rows_of(value: Any, rows: slice, n: int, batch: Any) -> Any:
+    """The samples ``rows`` of a prefix value; along its batch dimension every sample takes an equal part."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_rows_of(v, rows, n, b) for v, b in zip(value, batch))
+    if not isinstance(value, torch.Tensor) or batch is None:
+        return value
+    each = value.shape[batch] // n
+    return value.narrow(batch, rows.start * each, (rows.stop - rows.start) * each)
+
 
 def _gate_dtype(inputs: Sequence[torch.Tensor]) -> torch.dtype:
     return next((x.dtype for x in inputs if x.is_floating_point()), torch.float32)
