@@ -210,8 +210,6 @@ class _Run:
                     raise
                 self.termination = "time_limit" if isinstance(error, OutOfTimeError) else "interrupted"
                 last = self.rounds.pop()
-                kept = kept.copy()
-                kept[last.chosen] = dropping
                 self._decide(last.players, last.estimate, len(last.chosen) + left, dropping)
                 break
             if estimate.termination != "completed":
@@ -238,7 +236,7 @@ class _Run:
             p = min(max(p, edge), 1.0 - edge)
         if self.clock.time_limit is not None:
             self.clock.check()
-            seconds = (self.clock.time_limit - self.clock.seconds) / rounds_left
+            seconds = max(1e-9, self.clock.time_limit - self.clock.seconds) / rounds_left
         word = np.random.SeedSequence(self.seed, spawn_key=(number,)).generate_state(1)[0]
         options = {"p": p, "n_evals": share, "seed": int(word), "time_limit": seconds, **self.options}
         try:
