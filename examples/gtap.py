@@ -22,7 +22,7 @@ from mipprune.demo import train
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--quick", action="store_true", help="fewer samples and evaluations, for a smoke test")
 quick = parser.parse_args().quick
-n_evals = 1_000 if quick else 6_000
+n_evals = 2_500 if quick else 6_000
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
