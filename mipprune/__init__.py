@@ -13,7 +13,21 @@ if TYPE_CHECKING:
     from .costs import BilinearCost, CostModel
     from .curvature import expand_gates, fit_linear_head
     from .errors import MipPruneError
-    from .estimate import CutResolved, banzhaf, interactions, leave_one_out, semivalue, shapley
+    from .estimate import (
+        CutResolved,
+        banzhaf,
+        gtap_iterated_building,
+        gtap_iterated_pruning,
+        gtap_top_n,
+        interactions,
+        k_partial,
+        leave_one_out,
+        oracle_comparison,
+        oracle_sets,
+        semivalue,
+        shapley,
+        shapley_pruning_ranks,
+    )
     from .game import Game, LayerGame, TableGame
     from .graph import UnitGraph, trace
     from .pruning import LossIncrease, Macs, Params, PruneResult, Units, prune
@@ -32,6 +46,9 @@ _HOMES = {
     "Game": "game", "LayerGame": "game", "TableGame": "game",
     "CutResolved": "estimate", "banzhaf": "estimate", "interactions": "estimate", "leave_one_out": "estimate",
     "semivalue": "estimate", "shapley": "estimate",
+    "gtap_iterated_building": "estimate", "gtap_iterated_pruning": "estimate", "gtap_top_n": "estimate",
+    "k_partial": "estimate",
+    "oracle_comparison": "estimate", "oracle_sets": "estimate", "shapley_pruning_ranks": "estimate",
     "expand_gates": "curvature", "fit_linear_head": "curvature",
     "Problem": "solver", "Solution": "solver", "solve": "solver",
     "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
@@ -63,10 +80,17 @@ __all__ = [
     "TableGame",
     "CutResolved",
     "banzhaf",
+    "gtap_iterated_building",
+    "gtap_iterated_pruning",
+    "gtap_top_n",
     "interactions",
+    "k_partial",
     "leave_one_out",
+    "oracle_comparison",
+    "oracle_sets",
     "semivalue",
     "shapley",
+    "shapley_pruning_ranks",
     "expand_gates",
     "fit_linear_head",
     "Problem",
