@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..context import Context, Labels, Value, register_rule
+from ..sizes import TensorSize
 from .elementwise import names
 
 
@@ -113,6 +114,14 @@ def _expand(c: Context, x: Value, sizes: Any, **_: Any) -> Any:
         return _broadcast_like(c, labels, sizes.labels)
     dim, along = c.carry(labels)
     offset = len(c.shape) - x.labels.ndim
+    if dim is None and x.origin is None:  # a size taken from units makes as many copies as there are units
+        for item, size in enumerate(c.shape):
+            origin = c.origin(1, item)
+            if isinstance(origin, TensorSize) and (item < offset or x.labels.shape[item - offset] == 1 < size):
+                found = c.labels_of(origin)
+                if found is not None and bool(found.any()):
+                    dim, along, labels = item, found, c.spread(found, item, c.shape)
+                    break
     for item, size in enumerate(c.shape):
         c.size(along if item == dim else c.zeros([size]), 1, item)
     if x.origin is None:
@@ -248,7 +257,19 @@ def _slice_bounds(c: Context, along: Labels, start: int | None, end: int | None)
         c.size(along[:end], 3)
 
 
-@register_rule("aten.index_select", "aten.index.Tensor", "aten.gather")
+@register_rule("aten.gather")
+def _gather(c: Context, x: Value, dim: int, index: Value, **_: Any) -> Labels:
+    carry, along = c.carry(x)
+    if carry is None:
+        return c.zeros()
+    if carry == dim % x.labels.ndim:
+        c.pin(along, "units are taken out by index")
+        return c.zeros()
+    c.match(carry, along, index, x.labels.ndim)
+    return c.spread(along, carry, c.shape)
+
+
+@register_rule("aten.index_select", "aten.index.Tensor")
 def _index(c: Context, x: Value, *rest: Any) -> Any:
     indices = rest[0] if isinstance(rest[0], list) else None
     carry, along = c.carry(x)
