@@ -16,11 +16,21 @@ from .describe import describe, module_path
 from .labels import LabelSpace, Site
 from .sizes import AttributeSize, Expression, TensorSize, integers
 
-__all__ = ["Context", "Contraction", "Labels", "MaskEdge", "Masked", "SizeUse", "Value", "apply_rule", "register_rule"]
+__all__ = ["Argument", "Context", "Contraction", "Labels", "MaskEdge", "Masked", "SizeUse", "Value", "apply_rule",
+           "argument_of", "batch_dim", "register_rule"]
 
 Labels = torch.Tensor
 #: Runs an operation as if the units whose gate is 0 weren't there: ``masked(target, args, kwargs, gate)``.
 Masked = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], torch.Tensor], Any]
+
+
+#: Which argument of an operation: its number, or (number of a list, place in it).
+Argument = int | tuple[int, int]
+
+
+def argument_of(args: Sequence[Any], argument: Argument) -> Any:
+    """The argument of that number, or inside a list."""
+    return args[argument] if isinstance(argument, int) else args[argument[0]][argument[1]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +60,15 @@ class Value:
 class MaskEdge:
     """A place where units are read: ``labels`` run along dimension ``dim`` of argument ``argument`` of ``node``.
 
-    A removed unit is multiplied by 0 there, or left out by ``masked`` where zero isn't the same as absent (a mean).
+    An argument inside a list is (number of the list, place in it).  A removed unit is multiplied by 0 there, or left
+    out by ``masked`` where zero isn't the same as absent (a mean).
     """
 
     node: fx.Node
     module: str
     dim: int
     labels: Labels
-    argument: int = 0
+    argument: Argument = 0
     masked: Masked | None = None
 
 
@@ -225,13 +236,13 @@ class Context:
 
     # -- reads, costs, makers ----------------------------------------------------------------------------------------
 
-    def read(self, labels: Labels, dim: int, argument: int = 0, masked: Masked | None = None) -> None:
+    def read(self, labels: Labels, dim: int, argument: Argument = 0, masked: Masked | None = None) -> None:
         """Units of ``labels`` along ``dim`` of argument ``argument`` are read here: the place where masks act."""
         if not bool(labels.any()):
             return
-        value = self.values[self.node.args[argument].name]  # type: ignore[union-attr]
-        dim %= value.labels.ndim
-        if batch_dim(self.node.args[argument].meta["val"]) == dim:  # type: ignore[union-attr]
+        source = argument_of(self.node.args, argument)
+        dim %= self.values[source.name].labels.ndim
+        if batch_dim(source.meta["val"]) == dim:
             self.pin(labels, "units are folded into the batch dimension where they are read")
             return
         self.edges.append(MaskEdge(self.node, self.module, dim, labels, argument, masked))
@@ -240,8 +251,8 @@ class Context:
         """Note ``factor * (inputs kept) * (outputs kept)`` multiply-adds per sample."""
         self.contractions.append(Contraction(inputs, outputs, factor))
 
-    def contract(self, x: Value, dim: int, weight: Value, w_in: int, w_out: int, factor: int, argument: int = 0
-                 ) -> Labels:
+    def contract(self, x: Value, dim: int, weight: Value, w_in: int, w_out: int, factor: int,
+                 argument: Argument = 0) -> Labels:
         """``x`` along ``dim`` is multiplied by ``weight``: couples the columns, notes the read and the cost.
 
         Returns:

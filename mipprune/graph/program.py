@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from .capture import Capture, int_at, is_integer_node
-from .context import Masked, MaskEdge, batch_dim
+from .context import Argument, Masked, MaskEdge, argument_of, batch_dim
 from .describe import describe
 
 __all__ = ["Prefix", "Program"]
@@ -29,7 +29,7 @@ class _Read:
 
     dim: int
     units: torch.Tensor
-    argument: int = 0
+    argument: Argument = 0
     masked: Masked | None = None
     batch: int | None = 0
 
@@ -56,7 +56,7 @@ class Program:
         for edge, numbers in zip(edges, units, strict=True):
             if (numbers >= 0).any():
                 index = torch.from_numpy(np.where(numbers < 0, n_units, numbers))
-                source = edge.node.args[edge.argument]
+                source = argument_of(edge.node.args, edge.argument)
                 assert isinstance(source, fx.Node)
                 batch = batch_dim(source.meta["val"])
                 read = _Read(edge.dim, index, edge.argument, edge.masked, batch)
@@ -93,7 +93,7 @@ class Program:
         """What the units hand to their first reader, averaged over positions: shape (N, number of units)."""
         reader = next(n for n in self.captured.nodes if self.reads(n.name, units))
         read = next(r for r in self._reads[reader.name] if _overlaps(r, units))
-        source = reader.args[read.argument].name  # type: ignore[union-attr]
+        source = argument_of(reader.args, read.argument).name
         env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
         nodes = self._needed(self.captured.nodes, {source})
         self._execute(nodes, env, self._tensors(), len(inputs[0]), None, keep={source})
@@ -218,13 +218,21 @@ def _masked_call(
     """The operation on what the gates leave of the arguments that are read."""
     masked = None
     for read in reads:
-        x = args[read.argument]
+        x = argument_of(args, read.argument)
         gate = _gate_like(x, padded[..., read.units.to(padded.device)], read).to(x.dtype)
         if read.masked is None:
-            args = (*args[: read.argument], x * gate, *args[read.argument + 1 :])
+            args = _with_argument(args, read.argument, x * gate)
         else:
             masked = (read.masked, gate)
     return target(*args, **kwargs) if masked is None else masked[0](target, args, kwargs, masked[1])
+
+
+def _with_argument(args: Sequence[Any], argument: Argument, value: Any) -> tuple[Any, ...]:
+    """The arguments with one of them replaced."""
+    if isinstance(argument, int):
+        return (*args[:argument], value, *args[argument + 1 :])
+    number, place = argument
+    return _with_argument(args, number, [*_with_argument(args[number], place, value)])
 
 
 def _gate_like(x: torch.Tensor, gates: torch.Tensor, read: _Read) -> torch.Tensor:

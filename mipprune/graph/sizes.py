@@ -226,7 +226,7 @@ def instrumented(model: nn.Module, recorder: Recorder) -> nn.Module:
     clone = copy.deepcopy(model, {id(t): t for t in tensors})
     for path, module in list(clone.named_modules()):
         if path and PrunableMultiheadAttention.supports(module):
-            clone.set_submodule(path, PrunableMultiheadAttention(module))  # type: ignore[arg-type]
+            clone.set_submodule(path, PrunableMultiheadAttention(module))
     for path, module in clone.named_modules():
         for name, value in list(vars(module).items()):
             if type(value) is int:

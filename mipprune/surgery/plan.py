@@ -234,7 +234,8 @@ def _repair_attributes(module: nn.Module) -> None:
         first, second = module.weight.shape[0], module.weight.shape[1] * module.groups
         module.out_channels, module.in_channels = (second, first) if module.transposed else (first, second)
     elif isinstance(module, nn.RNNBase):
-        module.input_size, module.hidden_size = module.weight_ih_l0.shape[1], module.weight_hh_l0.shape[1]
+        weights = dict(module.named_parameters())
+        module.input_size, module.hidden_size = (int(weights[f"weight_{k}_l0"].shape[1]) for k in ("ih", "hh"))
         module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
     elif isinstance(module, PrunableMultiheadAttention):
         module.embed_dim = module.out_proj.weight.shape[0]

@@ -122,8 +122,8 @@ def _expand(c: Context, x: Value, sizes: Any, **_: Any) -> Any:
                 if found is not None and bool(found.any()):
                     dim, along, labels = item, found, c.spread(found, item, c.shape)
                     break
-    for item, size in enumerate(c.shape):
-        c.size(along if item == dim else c.zeros([size]), 1, item)
+    for item, length in enumerate(c.shape):
+        c.size(along if item == dim else c.zeros([length]), 1, item)
     if x.origin is None:
         return labels
     elements = x.origin[1].reshape(*[1] * offset, *x.labels.shape).expand(c.shape)

@@ -213,9 +213,8 @@ class DGCNN(nn.Module):
         self.c3, self.fc = nn.Conv1d(11, 7, 1), nn.Linear(14, 4)
 
     def edges(self, x: Tensor, index: Tensor) -> Tensor:
-        n, c, points = x.shape
-        near = torch.gather(x.unsqueeze(-1).expand(-1, -1, -1, self.k), 2, index.unsqueeze(1).expand(-1, c, -1, -1))
         centre = x.unsqueeze(-1).expand(-1, -1, -1, self.k)
+        near = torch.gather(centre, 2, index.unsqueeze(1).expand(-1, x.shape[1], -1, -1))
         return torch.cat([near - centre, centre], 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -131,7 +132,7 @@ class TorchEncoder(nn.Module):
 class Recurrent(nn.Module):
     """An LSTM or GRU between two linear layers."""
 
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: Callable[..., nn.RNNBase]) -> None:
         super().__init__()
         self.embed, self.rnn, self.head = nn.Linear(4, 5), kind(5, 6, batch_first=True), nn.Linear(6, 4)
 
