@@ -121,7 +121,7 @@ def test_costs_are_exact(case: NetworkCase) -> None:
 
 @every
 def test_removing_dead_units_changes_nothing(case: NetworkCase) -> None:
-    model, x, graph, _ = traced(case)
+    _, x, graph, _ = traced(case)
     alive = ~graph.program.averaged
     for kept in random_masks(graph):
         dead = ~kept & alive

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,12 @@ class PrunableMultiheadAttention(nn.Module):
     Torch's class wants heads times head width to be the width of its input, and fuses everything into one call; after
     surgery that no longer holds.  This one is traced in its place, and takes its place in the pruned network.
     """
+
+    in_proj_weight: nn.Parameter | None
+    in_proj_bias: nn.Parameter | None
+    q_proj_weight: nn.Parameter
+    k_proj_weight: nn.Parameter
+    v_proj_weight: nn.Parameter
 
     _qkv_same_embed_dim = False  # keeps nn.TransformerEncoderLayer from its fused path, which knows torch's class only
 
@@ -56,13 +62,14 @@ class PrunableMultiheadAttention(nn.Module):
         return (out if self.batch_first else out.transpose(0, 1)), weights
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        weights: list[Tensor]
         if self.in_proj_weight is None:
             weights = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
         elif query is key and key is value:
-            return list(F.linear(query, cast(Tensor, self.in_proj_weight), self.in_proj_bias).chunk(3, -1))
+            return list(F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1))
         else:
             weights = list(self.in_proj_weight.chunk(3))
-        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        biases: Sequence[Tensor | None] = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         return [F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases)]
 
     def _heads(self, x: Tensor) -> Tensor:

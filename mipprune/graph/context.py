@@ -17,7 +17,7 @@ from .labels import LabelSpace, Site
 from .sizes import AttributeSize, Expression, TensorSize, integers
 
 __all__ = ["Argument", "Context", "Contraction", "Labels", "MaskEdge", "Masked", "SizeUse", "Value", "apply_rule",
-           "argument_of", "batch_dim", "register_rule"]
+           "argument_of", "batch_dim", "opaque", "register_rule"]
 
 Labels = torch.Tensor
 #: Runs an operation as if the units whose gate is 0 weren't there: ``masked(target, args, kwargs, gate)``.
@@ -96,8 +96,11 @@ class SizeUse:
 class Context:
     """What a rule may do besides returning labels."""
 
-    def __init__(self, space: LabelSpace, captured: Capture, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, space: LabelSpace, captured: Capture, shapes: Mapping[str, tuple[int, ...]], ignore: Sequence[str] = ()
+    ) -> None:
         self.space = space
+        self.ignore = tuple(ignore)
         self.captured = captured
         self.tensor_shapes = shapes
         self.edges: list[MaskEdge] = []
@@ -329,6 +332,16 @@ def batch_dim(value: torch.Tensor) -> int | None:
     return None
 
 
+def opaque(c: Context, *args: Any, **_: Any) -> Any:
+    """Whatever units reach the operation are pinned; what leaves it isn't prunable."""
+    for arg in args:
+        for value in arg if isinstance(arg, (list, tuple)) else [arg]:
+            if isinstance(value, Value):
+                c.pin(value.labels, f"read by {c.node.target}, whose units can't be pruned apart")
+    outs = tuple(c.zeros(shape) for shape in c.shapes)
+    return outs[0] if len(outs) == 1 and not isinstance(c.node.meta["val"], (tuple, list)) else outs
+
+
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
 
@@ -354,11 +367,14 @@ def apply_rule(context: Context, node: fx.Node, args: tuple[Any, ...], kwargs: d
     context.node = node
     name = str(node.target)
     rule = RULES.get(name) or RULES.get(name.rpartition(".")[0])
+    if rule is None and any(context.module == path or context.module.startswith(f"{path}.") for path in context.ignore):
+        rule = opaque
     if rule is None:
         raise TraceError(
             f"no rule for {describe(node)}.\n"
-            f"mipprune doesn't guess what an unknown operation does to units. Add a rule with "
-            f"@mipprune.graph.register_rule({name!r}), or trace the part of the model without it."
+            f"mipprune doesn't guess what an unknown operation does to units. Either leave the module alone with "
+            f"trace(..., ignore=[{context.module!r}]), which pins whatever reaches it; or say what it does with "
+            f"@mipprune.graph.register_rule({name!r}), see docs/coverage.md."
         )
     result = rule(context, *args, **kwargs)
     context.close_sizes()

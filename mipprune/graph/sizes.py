@@ -151,7 +151,8 @@ class Recorder(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if time.monotonic() > self.deadline:
-            raise OutOfTime(f"function {getattr(function, '__name__', function)}, called at {_user_line()}")
+            raise OutOfTime(f"tracing took longer than its time_limit; it had come to "
+                            f"{getattr(function, '__name__', function)}, called at {_user_line()}")
         kwargs = kwargs or {}
         plain_args, plain_kwargs = _map_ints((args, kwargs), lambda x: int(x) if isinstance(x, Size) else x)
         name = getattr(function, "__name__", "")
@@ -206,7 +207,7 @@ class _marked:
 
     def __enter__(self) -> _marked:
         mode = torch.fx.experimental.proxy_tensor.get_proxy_mode()
-        self.nodes = () if mode is None else mode.tracer.graph.nodes
+        self.nodes: Any = () if mode is None else mode.tracer.graph.nodes
         self.last = next(iter(reversed(self.nodes)), None)
         return self
 

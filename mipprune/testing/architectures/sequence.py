@@ -38,6 +38,7 @@ class ManualAttention(nn.Module):
         self.heads, self.scale = heads, 1 / math.sqrt(dim // heads)
         self.to_q, self.to_k, self.to_v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.out = nn.Linear(dim, dim)
+        self.mask: Tensor
         self.register_buffer("mask", torch.ones(8, 8, dtype=torch.bool).tril())
 
     def split(self, x: Tensor) -> Tensor:
