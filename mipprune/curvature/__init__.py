@@ -1,6 +1,10 @@
-"""curvature: how the loss bends when units are turned down."""
+"""curvature: how the loss bends, in the gates of the units and in the weights."""
 
 from .gates import GateExpansion, expand_gates
 from .head import HeadFit, fit_linear_head
+from .hessian import CurvatureOperator, Sharpness, TopEigenvalues, hessian_top_eigenvalues, sharpness
+from .kronecker import KroneckerBlock, KroneckerFactors, kfac_factors, spectral_radius
 
-__all__ = ["GateExpansion", "HeadFit", "expand_gates", "fit_linear_head"]
+__all__ = ["CurvatureOperator", "GateExpansion", "HeadFit", "KroneckerBlock", "KroneckerFactors", "Sharpness",
+           "TopEigenvalues", "expand_gates", "fit_linear_head", "hessian_top_eigenvalues", "kfac_factors", "sharpness",
+           "spectral_radius"]
