@@ -1,6 +1,9 @@
 """solver: problems as pure data, solvers behind one registry, solutions with their bounds.  No torch."""
 
 from .api import solve
+from .certificate import Certificate, load_certificate, save_certificate
+from .certificate_check import CertificateReport, check_certificate
+from .certificate_search import certify
 from .curve import SizeCurve, size_curve
 from .linear import LinearMip, MipBuilder
 from .linear_solver import LinearOutcome
@@ -10,6 +13,8 @@ from .registry import solve_linear
 from .solution import Solution
 
 __all__ = [
+    "Certificate",
+    "CertificateReport",
     "Evaluation",
     "LinearMip",
     "LinearOutcome",
@@ -18,7 +23,11 @@ __all__ = [
     "Recombination",
     "SizeCurve",
     "Solution",
+    "certify",
+    "check_certificate",
+    "load_certificate",
     "recombine",
+    "save_certificate",
     "size_curve",
     "solve",
     "solve_linear",
