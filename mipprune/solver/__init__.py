@@ -11,6 +11,7 @@ from .problem import Evaluation, Problem
 from .recombine import Recombination, recombine
 from .registry import solve_linear
 from .solution import Solution
+from .storage import load_problem, save_problem
 
 __all__ = [
     "Certificate",
@@ -26,8 +27,10 @@ __all__ = [
     "certify",
     "check_certificate",
     "load_certificate",
+    "load_problem",
     "recombine",
     "save_certificate",
+    "save_problem",
     "size_curve",
     "solve",
     "solve_linear",

@@ -15,7 +15,7 @@ from .certificate import Certificate
 from .certificate_bound import LeafBounds
 from .problem import Problem
 
-__all__ = ["CertificateReport", "check_certificate", "leaf_bounds"]
+__all__ = ["CertificateReport", "check_certificate", "leaf_bounds", "rounded_down"]
 
 #: The incumbent's objective is float64, summed in another order on another machine.
 OBJECTIVE_RTOL = 1e-9
@@ -78,7 +78,7 @@ def check_certificate(problem: Problem, certificate: Certificate, *, exact: bool
     if math.isnan(certificate.bound) or certificate.bound > derived:
         raise CertificateError(f"the certificate claims the bound {certificate.bound!r}, but proves {float(derived)!r}")
     return CertificateReport(
-        bound=_rounded_down(derived),
+        bound=rounded_down(derived),
         claimed=certificate.bound,
         objective=evaluation.objective,
         exact=exact,
@@ -116,6 +116,7 @@ def leaf_bounds(bounds: LeafBounds, certificate: Certificate) -> list[Fraction |
     return found
 
 
-def _rounded_down(value: Fraction | float) -> float:
+def rounded_down(value: Fraction | float) -> float:
+    """The largest float not above ``value``."""
     rounded = float(value)
     return float(np.nextafter(rounded, -np.inf)) if rounded > value else rounded

@@ -61,7 +61,7 @@ class LeafProgram:
         )
         self.n_terms = surrogate.n_terms if self.uses_drop else 0
         self.theta = builder.add_columns(self.n_terms, lower=-np.inf, upper=np.inf, cost=1.0 if minimised else 0.0)
-        counting = add_counts(builder, problem, self.kept)
+        self.counting = counting = add_counts(builder, problem, self.kept)
         if minimised:
             self.scale, builder.constant = self.unit, float(surrogate.linear.sum()) / self.unit
             price = PENALTY * 1e3
@@ -120,10 +120,13 @@ class LeafProgram:
 
     def solve(self, keep: np.ndarray, remove: np.ndarray) -> LeafSolution | None:
         """Solve over the masks with these units kept and removed; ``None`` if the counts alone rule them all out."""
-        n = len(self.kept)
-        self.highs.changeColsBounds(
-            n, self.kept.astype(np.int32), keep.astype(float), 1.0 - remove
-        )
+        costs = self.problem.costs
+        self._set_bounds(self.kept, keep.astype(float), 1.0 - remove)
+        fewest, most = costs.counts(keep), costs.counts(~remove)
+        for group, columns in self.counting.unary.items():
+            counts = self.counting.allowed[group]
+            inside = (fewest[group] <= counts) & (counts <= most[group])
+            self._set_bounds(columns, np.zeros(len(columns)), inside.astype(float))
         self.highs.run()
         if self.highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None
@@ -138,6 +141,9 @@ class LeafProgram:
             none = np.zeros(0)
             refuting = dataclasses.replace(refuting, point=none, term=none, share=none)
         return LeafSolution(z, x[self.theta], bound, leaf, refuting)
+
+    def _set_bounds(self, columns: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> None:
+        self.highs.changeColsBounds(len(columns), columns.astype(np.int32), lower, upper)
 
     def _leaf(self, duals: np.ndarray) -> Leaf:
         scale = self.scale

@@ -6,7 +6,6 @@ import dataclasses
 import heapq
 import math
 import time
-from fractions import Fraction
 
 import numpy as np
 
@@ -14,15 +13,15 @@ from ..errors import CertificateError
 from .arithmetic import Ball
 from .certificate import Certificate, Leaf
 from .certificate_bound import LeafBounds
-from .certificate_check import _rounded_down
-from .certificate_program import LeafProgram
+from .certificate_check import rounded_down
+from .certificate_program import LeafProgram, LeafSolution
 from .problem import Problem
 from .solution import Solution
 
 __all__ = ["certify"]
 
-#: Tangents are added where they are broken by more than this fraction of the drops that matter.
-VIOLATION = 1e-7
+#: Tangents are added where they are broken by more than this, in thousandths of the drops that matter.
+VIOLATION = 1e-4
 #: Rounds of tangents in the root and in every other leaf.
 ROOT_ROUNDS, LEAF_ROUNDS = 300, 8
 
@@ -83,6 +82,7 @@ class _Work:
         spread = abs(problem.surrogate.drop((~problem.keep).astype(float))) + np.abs(problem.surrogate.linear).sum()
         self.program = LeafProgram(problem, max(reference, 1e-3 * float(spread), 1e-12))
         self.target = objective - (1e-6 * max(1e-3, abs(objective)) if problem.objective == "drop" else 1.0 - 1e-6)
+        self.bounds = LeafBounds(problem, np.zeros((0, problem.n_units)), Ball)
         self.count = 0
         self.root: _Node | None = None
 
@@ -92,70 +92,56 @@ class _Work:
         for z in (0.5 * (low + high), (~self.kept).astype(float), *points):
             program.add_tangents(np.clip(z, low, high))
         self.root = self._node(problem.keep, problem.remove, ROOT_ROUNDS)
-        self.open, leaves = [self.root], 1
-        while self.open and self.open[0].bound <= self.target and leaves < max_leaves:
+        open_, leaves = [self.root], 1
+        while open_ and open_[0].bound <= self.target and leaves < max_leaves:
             if time.perf_counter() > self.deadline:
                 return
-            node = heapq.heappop(self.open)
+            node = heapq.heappop(open_)
             if node.branch < 0:
                 continue  # a single mask whose bound rounding keeps below the incumbent
             out, stay = node.remove.copy(), node.keep.copy()
             out[node.branch] = stay[node.branch] = True
-            children = self._node(stay, node.remove, LEAF_ROUNDS), self._node(node.keep, out, LEAF_ROUNDS)
-            node.children = children
-            for child in children:
-                child.bound = max(child.bound, node.bound)
-                heapq.heappush(self.open, child)
+            node.children = self._node(stay, node.remove, LEAF_ROUNDS), self._node(node.keep, out, LEAF_ROUNDS)
+            for child in node.children:
+                heapq.heappush(open_, child)
             leaves += 1
 
     def _node(self, keep: np.ndarray, remove: np.ndarray, rounds: int) -> _Node:
         """Solve a box, with tangents until they say nothing new, and derive its bound as the checker will."""
-        program = self.program
-        solved = program.solve(keep, remove)
-        before = [-math.inf]
-        for _ in range(rounds):
-            if solved is None or solved.bound > self.target or time.perf_counter() > self.deadline:
-                break
-            broken = solved.theta + VIOLATION * 1e3
-            new = program.add_tangents(solved.z, broken)
-            middle = 0.5 * (solved.z + self._inner(keep, remove))
-            new = program.add_tangents(middle, np.full(program.n_terms, -np.inf)) or new if new else new
-            if not new or (len(before) > 10 and solved.bound - before[-10] <= 1e-6 * abs(solved.bound)):
-                break
-            before.append(solved.bound)
-            solved = program.solve(keep, remove)
         self.count += 1
-        none = np.zeros(0)
-        nothing = Leaf(0.0, 0.0, {}, np.zeros(len(self.problem.forbidden)), none, none, none)
-        if solved is None:  # no count is allowed
-            return _Node(self._derive(nothing, keep, remove), self.count, keep, remove, nothing, self._any(keep, remove))
+        free = ~(keep | remove)
+        solved = self._solve(keep, remove, rounds)
+        if solved is None:  # no count is allowed, which needs no multipliers
+            none = np.zeros(0)
+            leaf = Leaf(0.0, 0.0, {}, np.zeros(len(self.problem.forbidden)), none, none, none)
+            return _Node(self._derive(leaf, keep, remove), self.count, keep, remove, leaf, _first(free))
         leaf, bound = solved.leaf, self._derive(solved.leaf, keep, remove)
         if bound <= self.target and solved.refuting is not None:
             refuted = self._derive(solved.refuting, keep, remove)
-            if refuted > bound:
-                leaf, bound = solved.refuting, refuted
-        free = ~(keep | remove)
+            leaf, bound = (solved.refuting, refuted) if refuted > bound else (leaf, bound)
         fractional = np.where(free, np.minimum(solved.z, 1.0 - solved.z), -1.0)
-        branch = int(fractional.argmax()) if free.any() else -1
-        return _Node(bound, self.count, keep, remove, leaf, branch)
+        return _Node(bound, self.count, keep, remove, leaf, int(fractional.argmax()) if free.any() else -1)
 
-    def _inner(self, keep: np.ndarray, remove: np.ndarray) -> np.ndarray:
-        return np.clip((~self.kept).astype(float), remove.astype(float), 1.0 - keep)
-
-    def _any(self, keep: np.ndarray, remove: np.ndarray) -> int:
-        free = np.flatnonzero(~(keep | remove))
-        return int(free[0]) if len(free) else -1
+    def _solve(self, keep: np.ndarray, remove: np.ndarray, rounds: int) -> LeafSolution | None:
+        """Kelley's method: tangents at the program's solution and half-way to the incumbent."""
+        program, bounds = self.program, []
+        inner = np.clip((~self.kept).astype(float), remove.astype(float), 1.0 - keep)
+        solved = program.solve(keep, remove)
+        for _ in range(rounds):
+            if solved is None or solved.bound > self.target or time.perf_counter() > self.deadline:
+                break
+            bounds.append(solved.bound)
+            if len(bounds) > 10 and bounds[-1] - bounds[-10] <= 1e-6 * abs(bounds[-1]):
+                break
+            if not program.add_tangents(solved.z, solved.theta + VIOLATION):
+                break
+            program.add_tangents(0.5 * (solved.z + inner))
+            solved = program.solve(keep, remove)
+        return solved
 
     def _derive(self, leaf: Leaf, keep: np.ndarray, remove: np.ndarray) -> float:
-        points = np.array(self.program.points).reshape(-1, self.problem.n_units)
-        bound: Fraction | float = self._bounds(points).bound(leaf, keep, remove)
-        return _rounded_down(bound)
-
-    def _bounds(self, points: np.ndarray) -> LeafBounds:
-        if not hasattr(self, "_cached"):
-            self._cached = LeafBounds(self.problem, points, Ball)
-        self._cached.points = points
-        return self._cached
+        self.bounds.points = np.array(self.program.points).reshape(-1, self.problem.n_units)
+        return rounded_down(self.bounds.bound(leaf, keep, remove))
 
     def certificate(self) -> Certificate:
         """The tree as far as it was grown, with the points that it uses."""
@@ -186,3 +172,7 @@ class _Work:
             leaves=tuple(leaves),
             points=points,
         )
+
+
+def _first(free: np.ndarray) -> int:
+    return int(free.argmax()) if free.any() else -1
