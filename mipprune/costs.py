@@ -220,13 +220,16 @@ class CostModel(Record):
         object.__setattr__(self, "sizes", frozen_array(self.sizes, np.int64))
         for name, cost in self.resources.items():
             if not cost.groups <= set(range(len(self.groups))):
-                raise BudgetError(f"resource {name!r} speaks of groups {sorted(cost.groups)}, there are {len(self.groups)}")
+                raise BudgetError(
+                    f"resource {name!r} speaks of groups {sorted(cost.groups)}, there are {len(self.groups)}"
+                )
             if isinstance(cost, TabulatedCost):
                 for g, h, table in zip(cost.left, cost.right, cost.values):
                     wanted = tuple(int(self.sizes[v]) + 1 for v in ((g,) if g == h else (g, h)))
                     if table.shape != wanted:
                         raise BudgetError(
-                            f"resource {name!r}, groups {g} and {h}: expected a table of shape {wanted}, got {table.shape}"
+                            f"resource {name!r}, groups {g} and {h}: expected a table of shape {wanted}, "
+                            f"got {table.shape}"
                         )
 
     def with_resource(self, name: str, cost: Cost) -> Self:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..costs import CostModel
+from ..costs import BilinearCost, Cost, CostModel
 from ..errors import UnknownLayerError
 from .counting import CostCounter
 from .labels import LabelSpace, Site
@@ -140,7 +140,7 @@ def build_units(model: nn.Module, context: Context, program: Program) -> UnitGra
     sites = {site: numbered(labels) for site, labels in space.sites.items()}
     sites = {site: units for site, units in sites.items() if (units >= 0).any()}
     counter = CostCounter(np.array([g.size for g in groups], dtype=np.int64))
-    resources = {
+    resources: dict[str, Cost] = {
         "units": counter.units(),
         "params": counter.params(dict(model.named_parameters()), sites),
         "macs": counter.macs(context.contractions, numbered),
@@ -148,8 +148,9 @@ def build_units(model: nn.Module, context: Context, program: Program) -> UnitGra
     costs = CostModel(tuple(g.name for g in groups), counter.sizes, resources)
     coupling = nx.Graph()
     coupling.add_nodes_from(costs.groups)
-    pairs = zip(costs["macs"].left, costs["macs"].right, strict=True)
-    coupling.add_edges_from((costs.groups[a], costs.groups[b]) for a, b in pairs)
+    macs = resources["macs"]
+    assert isinstance(macs, BilinearCost)
+    coupling.add_edges_from((costs.groups[a], costs.groups[b]) for a, b in zip(macs.left, macs.right, strict=True))
     program.bind(context.edges, [numbered(edge.labels) for edge in context.edges], costs.n_units)
     return UnitGraph(model, groups, pinned, costs, sites, program, coupling)
 

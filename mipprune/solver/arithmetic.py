@@ -29,8 +29,8 @@ class Ball:
     """Arrays ``mid +- rad``: float64 results and bounds on what rounding may have done to them.
 
     Every operation adds its own rounding by the standard model ``fl(a op b) = (a op b)(1 + d), |d| <= 2^-53``, sums
-    and products of matrices by ``gamma_m = m u / (1 - m u)`` (Higham, Accuracy and Stability, ch. 3), which holds for any
-    order of summation.  Logarithms and exponentials are taken to be right to 4 ulp, as numpy's are.
+    and products of matrices by ``gamma_m = m u / (1 - m u)`` (Higham, Accuracy and Stability, ch. 3), which holds for
+    any order of summation.  Logarithms and exponentials are taken to be right to 4 ulp, as numpy's are.
     """
 
     exact = False

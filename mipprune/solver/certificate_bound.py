@@ -1,14 +1,16 @@
 """The bound of one leaf of a certificate, from its multipliers alone (our derivation).
 
-Let mu, nu, rho be the multipliers of ``max_drop``, the budgets and the no-good cuts, o the weight of the objective.  For
-every feasible mask z (1 = removed) with kept counts k
+Let mu, nu, rho be the multipliers of ``max_drop``, the budgets and the no-good cuts, o the weight of the objective.
+For every feasible mask z (1 = removed) with kept counts k
 
-    o objective >= o objective + mu (drop(z) - limit) + sum_r nu_r (cost_r(k) - budget_r) + sum_f rho_f (1 - distance_f(z)),
+    o objective >= o objective + mu (drop(z) - limit)
+                   + sum_r nu_r (cost_r(k) - budget_r) + sum_f rho_f (1 - distance_f(z)),
 
 because each added term is at most 0.  A convex term is at least any mixture of affine functions below it
-(:mod:`.minorants`), so the right side is at least ``constant + c @ z + q(k)``, q the weighted costs.  Its minimum over all
-masks of the leaf is found exactly: given the counts, the units with the smallest c go, and :func:`.least_sum.least_sum`
-minimises over the counts.  With o = 0 a positive minimum says that the leaf holds no feasible mask.
+(:mod:`.minorants`), so the right side is at least ``constant + c @ z + q(k)``, q the weighted costs.  Its minimum over
+all masks of the leaf is found exactly: given the counts, the units with the smallest c go, and the counts are
+eliminated one after the other (:mod:`.least_sum`).  With o = 0 a positive minimum says that the leaf holds no feasible
+mask.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class LeafBounds:
         self.known: dict[tuple[int, int], tuple[Any, Any]] = {}
 
     def bound(self, leaf: Leaf, keep: np.ndarray, remove: np.ndarray) -> Fraction | float:
-        """Lower bound on the objective of the feasible masks with these units kept and removed; ``inf``: there are none.
+        """Lower bound on the objective of the feasible masks that keep and remove these units; ``inf``: there are none.
 
         Raises:
             CertificateError: multipliers of the wrong sign, shares that don't add up, unknown names or numbers.
@@ -83,9 +85,7 @@ class LeafBounds:
         if not set(leaf.budgets) <= set(problem.budgets) or leaf.forbidden.shape != (len(problem.forbidden),):
             raise CertificateError("multipliers for budgets or no-good cuts that the problem doesn't have")
         terms = problem.surrogate.n_terms
-        if len(leaf.share) and not (
-            0 <= leaf.point.min() <= leaf.point.max() < len(self.points) and 0 <= leaf.term.min() <= leaf.term.max() < terms
-        ):
+        if _outside(leaf.point, len(self.points)) or _outside(leaf.term, terms):
             raise CertificateError("a share of a tangent point or a term that doesn't exist")
         grains = leaf.share / SHARE_GRAIN
         if (grains != np.round(grains)).any():
@@ -158,3 +158,7 @@ class LeafBounds:
             return bound
         offset, unit = self.problem.costs[self.problem.objective].lattice
         return Fraction(offset + unit * math.ceil((bound - offset) / unit))
+
+
+def _outside(numbers: np.ndarray, count: int) -> bool:
+    return bool(((numbers < 0) | (numbers >= count)).any())

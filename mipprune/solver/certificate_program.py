@@ -99,7 +99,7 @@ class LeafProgram:
         self.points: list[np.ndarray] = []
 
     def add_tangents(self, z: np.ndarray, least: np.ndarray | None = None) -> bool:
-        """Add the tangents at ``z`` whose value exceeds ``least`` (B,), in the program's unit; whether there were any."""
+        """Add the tangents at ``z`` of the terms above ``least`` (B,), in the program's unit; whether any was."""
         if not self.n_terms:
             return False
         values, slopes = self.problem.surrogate.terms(z)

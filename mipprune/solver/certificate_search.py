@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import heapq
 import math
@@ -37,8 +38,8 @@ def certify(
     """Attach a certificate to a solution: a proof of a lower bound that can be checked without a solver.
 
     The multipliers come from linear programs (HiGHS), first over all masks, then, as long as the bound lies below the
-    incumbent and the limits allow, over the leaves of a branch and bound of its own.  Small problems end with a complete
-    proof; large ones with the root's bound or a little more, which may be *below* ``solution.bound``: both are shown.
+    incumbent and the limits allow, over the leaves of a branch and bound of its own.  Small problems end with a
+    complete proof; large ones with the root's bound or a little more, which may be *below* ``solution.bound``.
 
     Args:
         problem: the problem that was solved.
@@ -55,10 +56,8 @@ def certify(
         raise CertificateError(f"the incumbent isn't feasible: {'; '.join(evaluation.violations)}")
     deadline = math.inf if time_limit is None else time.perf_counter() + time_limit
     work = _Work(problem, solution.kept, evaluation.objective, evaluation.drop, deadline)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):  # what was found so far is a proof too
         work.grow(max_leaves, np.zeros((0, problem.n_units)) if points is None else np.asarray(points, dtype=float))
-    except KeyboardInterrupt:
-        pass  # what was found so far is a proof too
     return dataclasses.replace(solution, certificate=work.certificate())
 
 

@@ -55,7 +55,7 @@ class Counting:
     joint: dict[tuple[int, int], np.ndarray]
 
     def fill(self, x: np.ndarray, counts: np.ndarray) -> None:
-        """Write the columns of the point ``x`` for kept ``counts`` (shape (G,)); disallowed ones leave unary at zero."""
+        """Write the columns of the point ``x`` for kept ``counts`` (shape (G,)); disallowed ones leave unary at 0."""
         for group, column in self.count.items():
             x[column] = counts[group]
         chosen = {group: self.allowed[group] == counts[group] for group in self.unary}
@@ -125,7 +125,9 @@ def _asked(
     costs: list[Cost], counting: Counting, allowed: tuple[np.ndarray, ...]
 ) -> tuple[set[tuple[int, int]], set[int], set[tuple[int, int]]]:
     """Pairs whose product is asked for, groups with a function of their own count, pairs with a table."""
-    pairs, functions, tables = set(), set(), set()
+    pairs: set[tuple[int, int]] = set()
+    functions: set[int] = set()
+    tables: set[tuple[int, int]] = set()
     varies = set(counting.count)
     for cost in costs:
         both = {pair for pair in cost.pairs if set(pair) <= varies}

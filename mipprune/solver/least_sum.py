@@ -15,7 +15,7 @@ Factor = tuple[tuple[int, ...], Any]
 
 
 def least_sum(sizes: list[int], factors: list[Factor], arithmetic: Any) -> Any:
-    """Lower bound of ``min over x of sum_f table_f[x of its variables]``; the minimum itself, but for rounding, unless split.
+    """Lower bound of ``min over x of sum_f table_f[x of its variables]``; but for rounding the minimum, unless split.
 
     Bucket elimination: the variable whose elimination needs the smallest table goes first.  On a forest of pairs that
     is O(sizes^2) per pair.  Where a table would exceed :data:`MAX_ENTRIES`, the pairs that meet in it are replaced by

@@ -22,7 +22,7 @@ def costs_of(cost: Cost, counts: np.ndarray) -> np.ndarray:
 
 
 def counts_fit(problem: Problem, masks: np.ndarray) -> np.ndarray:
-    """Which masks (M, n) meet ``min_keep``, ``multiples``, the budgets and the list of forbidden masks: bool, shape (M,)."""
+    """Which masks (M, n) meet ``min_keep``, ``multiples``, the budgets and the forbidden masks: bool, shape (M,)."""
     counts = counts_of(problem, masks)
     fits = problem.count_violations(counts) == 0
     for resource, limit in problem.budgets.items():

@@ -249,11 +249,11 @@ class Problem(Record):
                 nearest=most,
             )
         allowed = [self.allowed_counts(group) for group in range(len(self.costs.groups))]
-        for group, counts in enumerate(allowed):
+        for index, counts in enumerate(allowed):
             if len(counts) == 0:
                 raise InfeasibleError(
-                    f"group {self.costs.groups[group]!r} may keep {self.fewest[group]} to {self.most[group]} units, none "
-                    f"of which is a multiple of {self.multiples[group]}",
+                    f"group {self.costs.groups[index]!r} may keep {self.fewest[index]} to {self.most[index]} units, "
+                    f"none of which is a multiple of {self.multiples[index]}",
                     requirement="multiples",
                 )
         fewest = np.array([counts[0] for counts in allowed], dtype=np.int64)
