@@ -5,6 +5,7 @@ from .certificate import Certificate, load_certificate, save_certificate
 from .certificate_check import CertificateReport, check_certificate
 from .certificate_search import certify
 from .curve import SizeCurve, size_curve
+from .export import export_problem
 from .linear import LinearMip, MipBuilder
 from .linear_solver import LinearOutcome
 from .problem import Evaluation, Problem
@@ -26,6 +27,7 @@ __all__ = [
     "Solution",
     "certify",
     "check_certificate",
+    "export_problem",
     "load_certificate",
     "load_problem",
     "recombine",
