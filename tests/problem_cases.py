@@ -8,7 +8,7 @@ import numpy as np
 
 from mipprune.costs import BilinearCost, CostModel, TabulatedCost
 from mipprune.solver import Problem
-from mipprune.surrogates import Additive, LinearHead, Quadratic, Surrogate
+from mipprune.surrogates import Additive, BudgetedAdditive, LinearHead, Pairwise, Quadratic, RobustAdditive, Surrogate
 
 
 def random_surrogate(rng: np.random.Generator, n: int, kind: int) -> Surrogate:
@@ -16,10 +16,21 @@ def random_surrogate(rng: np.random.Generator, n: int, kind: int) -> Surrogate:
         return Additive(rng.normal(0.3, 1.0, n))
     if kind == 1:
         return Quadratic(rng.normal(0.1, 0.5, n), rng.normal(size=(rng.integers(1, n + 1), n)))
+    if kind in (3, 4):
+        deviation = rng.exponential(0.3, n) * (rng.random(n) < 0.8)
+        importance = rng.normal(0.3, 1.0, n)
+        return (
+            RobustAdditive(importance, deviation) if kind == 3
+            else BudgetedAdditive(importance, deviation, float(rng.choice([0.0, 1.5, 2.0, 4.0])))
+        )
+    if kind == 5:
+        pairs = np.stack(np.triu_indices(n, 1), axis=1)
+        pairs = pairs[rng.random(len(pairs)) < 0.25]
+        return Pairwise(rng.normal(0.5, 0.5, n), pairs, rng.normal(0.0, 0.7, len(pairs)))
     return LinearHead(rng.random((30, n)), 2 * rng.normal(size=(3, n)), np.zeros(3), rng.integers(0, 3, 30), 4)
 
 
-N_KINDS = 3
+N_KINDS = 6
 
 
 def random_costs(rng: np.random.Generator, n: int, *, table: bool = False) -> CostModel:
@@ -44,11 +55,11 @@ def random_costs(rng: np.random.Generator, n: int, *, table: bool = False) -> Co
 def random_problem(seed: int, *, wide: bool = False) -> Problem:
     """An instance with n <= 14; about one in ten is infeasible.
 
-    ``wide``: also width multiples and tabulated costs.
+    ``wide``: also robust and pairwise surrogates, width multiples and tabulated costs.
     """
     rng = np.random.default_rng(seed)
     n = int(rng.integers(4, 11 if seed % 5 else 15))
-    surrogate, costs = random_surrogate(rng, n, seed % N_KINDS), random_costs(rng, n, table=wide)
+    surrogate, costs = random_surrogate(rng, n, seed % (N_KINDS if wide else 3)), random_costs(rng, n, table=wide)
     spread = abs(surrogate.drop(np.ones(n))) + 0.1
     pins = rng.permutation(n)
     extra: dict[str, Any] = {"min_keep": int(rng.integers(0, 3)), "keep": pins[: rng.integers(0, 2)],

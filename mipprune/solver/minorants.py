@@ -13,13 +13,14 @@ rounding did to the choice (our derivations):
 from __future__ import annotations
 
 import abc
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import numpy as np
 from scipy.special import softmax
 
-from ..errors import SolverError
-from ..surrogates import Additive, LinearHead, Quadratic, Surrogate
+from ..errors import CertificateError, SolverError
+from ..surrogates import Additive, BudgetedAdditive, LinearHead, Pairwise, Quadratic, RobustAdditive, Surrogate
 
 __all__ = ["Rule", "minorant_rule", "register_minorant"]
 
@@ -103,6 +104,35 @@ class _QuadraticRule(Rule):
         along = self.arithmetic.of(factor @ z)
         slopes = along.reshape(-1, 1) * self.arithmetic.of(factor)
         return -(along * along * self.arithmetic.of(0.5)), slopes
+
+
+@register_minorant(RobustAdditive)
+class _NormRule(Rule):
+    def below(self, z: np.ndarray, terms: np.ndarray) -> tuple[Any, Any]:
+        scaled = self.surrogate.deviation * z
+        length = np.linalg.norm(scaled)
+        direction = scaled / length * (1.0 - GRAIN) if length > 0 else np.zeros(len(z))
+        if sum(Fraction(u) ** 2 for u in direction.tolist()) > 1:
+            raise CertificateError("a direction came out longer than 1")  # can't be: GRAIN is 2^13 times the rounding
+        slope = self.arithmetic.of(direction) * self.arithmetic.of(self.surrogate.deviation)
+        return self.arithmetic.of(np.zeros(1))[terms], slope.reshape(1, -1)[terms]
+
+
+@register_minorant(BudgetedAdditive)
+class _BudgetRule(Rule):
+    def below(self, z: np.ndarray, terms: np.ndarray) -> tuple[Any, Any]:
+        worst = self.arithmetic.of(self.surrogate.worst(z))
+        slope = worst * self.arithmetic.of(self.surrogate.deviation)
+        return self.arithmetic.of(np.zeros(1))[terms], slope.reshape(1, -1)[terms]
+
+
+@register_minorant(Pairwise)
+class _PairRule(Rule):
+    def below(self, z: np.ndarray, terms: np.ndarray) -> tuple[Any, Any]:
+        constants, parts = self.surrogate.pieces(z)
+        slopes = np.zeros((len(terms), len(z)))
+        np.put_along_axis(slopes, self.surrogate.pairs[terms], parts[terms], axis=1)
+        return self.arithmetic.of(constants[terms]), self.arithmetic.of(slopes)
 
 
 @register_minorant(LinearHead)
