@@ -33,8 +33,7 @@ from mipprune.solver.arithmetic import Ball, Dyadic
 from mipprune.solver.least_sum import least_sum
 from mipprune.solver.minorants import minorant_rule
 from mipprune.surrogates import Additive, LinearHead, Quadratic, Surrogate
-
-from .problem_cases import N_KINDS, random_problem, random_surrogate
+from mipprune.testing.problems import N_KINDS, random_problem, random_surrogate
 
 
 def solved(seed: int, *, wide: bool = True) -> tuple[Problem, Solution] | None:

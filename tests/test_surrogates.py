@@ -152,7 +152,8 @@ def test_fit_errors_are_what_they_say() -> None:
 
 
 def test_pairs_that_make_no_sense() -> None:
-    for pairs, message in (([[0, 3]], "below 3"), ([[1, 0]], "below 3"), ([[0, 1], [0, 1]], "twice"), ([[0]], "expected")):
+    wrong = (([[0, 3]], "below 3"), ([[1, 0]], "below 3"), ([[0, 1], [0, 1]], "twice"), ([[0]], "expected"))
+    for pairs, message in wrong:
         with pytest.raises(ValueError, match=message):
             Pairwise(np.ones(3), np.array(pairs), np.ones(len(pairs)))
 

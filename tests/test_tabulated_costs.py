@@ -16,8 +16,7 @@ from mipprune.errors import BudgetError, InfeasibleError, SolverError
 from mipprune.records import Record
 from mipprune.solver import Problem, export_problem, recombine, size_curve, solve
 from mipprune.surrogates import Additive, Quadratic
-
-from .problem_cases import random_costs, random_problem
+from mipprune.testing.problems import random_costs, random_problem
 
 
 def latency(sizes: list[int], seed: int = 0) -> CostModel:
@@ -60,8 +59,9 @@ def test_tables_that_make_no_sense() -> None:
         TabulatedCost(0, np.array([0]), none, ())
     with pytest.raises(BudgetError, match=r"expected a table of shape \(4,\), got \(3,\)"):
         CostModel(("a",), np.array([3]), {"latency": TabulatedCost(0, np.array([0]), np.array([0]), (np.zeros(3),))})
+    other = TabulatedCost(0, np.array([0]), np.array([1]), (np.ones((4, 4)),))
     with pytest.raises(BudgetError, match="speaks of groups"):
-        CostModel(("a",), np.array([3]), {"latency": TabulatedCost(0, np.array([0]), np.array([1]), (np.ones((4, 4)),))})
+        CostModel(("a",), np.array([3]), {"latency": other})
 
 
 @pytest.mark.parametrize("solver", ["scip", "highs", "brute"])

@@ -4,7 +4,8 @@ from .api import solve
 from .certificate import Certificate, load_certificate, save_certificate
 from .certificate_check import CertificateReport, check_certificate
 from .certificate_search import certify
-from .curve import SizeCurve, size_curve
+from .components import solve_by_components
+from .curve import SizeCurve, size_curve, size_curves
 from .export import export_problem
 from .linear import LinearMip, MipBuilder
 from .linear_solver import LinearOutcome
@@ -34,6 +35,8 @@ __all__ = [
     "save_certificate",
     "save_problem",
     "size_curve",
+    "size_curves",
     "solve",
+    "solve_by_components",
     "solve_linear",
 ]

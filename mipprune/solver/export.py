@@ -26,11 +26,11 @@ FORMATS = (".mps", ".lp", ".cip")
 def export_problem(path: str | os.PathLike[str], problem: Problem, points: np.ndarray | None = None) -> None:
     """Write ``problem`` as a linear MIP in the format of the file's suffix: .mps, .lp or .cip (SCIP writes it).
 
-    Costs, counts, pins, multiples and no-good cuts are exact.  Convex terms of the surrogate are approximated from below
-    by tangents: the file is then a *relaxation*, whose optimum is a lower bound, and whose solution has to be evaluated
-    with :meth:`Problem.evaluate`.  With a surrogate that is linear the file is the problem.  Columns ``kept_i`` are the
-    units, ``term_b`` the convex terms, ``x_j`` the rest (counts and their products).  The objective is the problem's own,
-    its constant included.
+    Costs, counts, pins, multiples and no-good cuts are exact.  Convex terms of the surrogate are approximated from
+    below by tangents: the file is then a *relaxation*, whose optimum is a lower bound, and whose solution has to be
+    evaluated with :meth:`Problem.evaluate`.  With a surrogate that is linear the file is the problem.  Columns
+    ``kept_i`` are the units, ``term_b`` the convex terms, ``x_j`` the rest (counts and their products).  The objective
+    is the problem's own, its constant included.
 
     Args:
         points: float64, shape (P, n): removal vectors where tangents are taken; by default nothing, half and all

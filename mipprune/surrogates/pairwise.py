@@ -42,8 +42,8 @@ class Pairwise(Surrogate):
         n, pairs = len(self.importance), self.pairs
         if self.importance.ndim != 1 or pairs.shape != (len(self.interaction), 2):
             raise ValueError(
-                f"expected importance (n,), pairs (P, 2), interaction (P,), got {self.importance.shape}, {pairs.shape}, "
-                f"{self.interaction.shape}"
+                f"expected importance (n,), pairs (P, 2), interaction (P,), "
+                f"got {self.importance.shape}, {pairs.shape}, {self.interaction.shape}"
             )
         if not (np.isfinite(self.importance).all() and np.isfinite(self.interaction).all()):
             raise ValueError("importance and interaction must be finite")
@@ -136,7 +136,8 @@ class Pairwise(Surrogate):
         off the slopes; per component, d is the least that makes it semidefinite (Hammer and Rubin 1970).
         """
         curvature = np.zeros((self.n_units, self.n_units))
-        curvature[self.pairs[:, 0], self.pairs[:, 1]] = curvature[self.pairs[:, 1], self.pairs[:, 0]] = -self.interaction
+        i, j = self.pairs.T
+        curvature[i, j] = curvature[j, i] = -self.interaction
         shift = np.zeros(self.n_units)
         for part in self.components():
             block = curvature[np.ix_(part, part)]

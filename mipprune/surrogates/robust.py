@@ -50,16 +50,16 @@ class _Uncertain(Surrogate):
 class RobustAdditive(_Uncertain):
     """``drop(z) = importance @ z + |deviation o z|``: the estimate plus kappa standard errors of the sum (a cone).
 
-    For a mask, ``z_i^2 = z_i``, so the term is ``kappa sqrt(sum sigma_i^2 z_i)``, kappa standard errors of the sum if the
-    units' errors are independent.  (Written with ``z_i`` it would be concave between masks; as a norm it is convex.)
-    Errors of units that were measured on the same coalitions are correlated: positively correlated ones make the true
-    standard error larger, up to ``sum sigma_i z_i``, which is :class:`BudgetedAdditive` with a budget of n.
+    For a mask, ``z_i^2 = z_i``, so the term is ``kappa sqrt(sum sigma_i^2 z_i)``, kappa standard errors of the sum if
+    the units' errors are independent.  (Written with ``z_i`` it would be concave between masks; as a norm it is
+    convex.)  Errors of units that were measured on the same coalitions are correlated: positively correlated ones make
+    the true standard error larger, up to ``sum sigma_i z_i``, which is :class:`BudgetedAdditive` with a budget of n.
     Robust counterpart for an ellipsoid of errors: Ben-Tal and Nemirovski 1999.
     """
 
     @classmethod
     def from_estimate(cls, estimate: Estimate, kappa: float | None = None, confidence: float | None = None) -> Self:
-        """Deviations of ``kappa`` standard errors, or of as many as a one-sided ``confidence`` in (0.5, 1) takes.
+        """Deviations of ``kappa`` standard errors, or of as many as a one-sided ``confidence`` above 0.5 takes.
 
         Raises:
             ConfigError: neither or both are given, or one is out of range.

@@ -1,4 +1,4 @@
-"""Random small problems over all surrogates, objectives and requirements, for the tests of the solver room."""
+"""Random small problems over all surrogates, objectives and requirements, for enumeration to judge solvers by."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from mipprune.costs import BilinearCost, CostModel, TabulatedCost
-from mipprune.solver import Problem
-from mipprune.surrogates import Additive, BudgetedAdditive, LinearHead, Pairwise, Quadratic, RobustAdditive, Surrogate
+from ..costs import BilinearCost, CostModel, TabulatedCost
+from ..solver import Problem
+from ..surrogates import Additive, BudgetedAdditive, LinearHead, Pairwise, Quadratic, RobustAdditive, Surrogate
+
+__all__ = ["N_KINDS", "random_costs", "random_problem", "random_surrogate"]
+
+#: Kinds of surrogates that :func:`random_surrogate` makes, numbered from 0.
+N_KINDS = 6
 
 
 def random_surrogate(rng: np.random.Generator, n: int, kind: int) -> Surrogate:
+    """A surrogate of ``n`` units: additive, quadratic, head, robust (cone, budget) or pairwise."""
     if kind == 0:
         return Additive(rng.normal(0.3, 1.0, n))
     if kind == 1:
@@ -28,9 +34,6 @@ def random_surrogate(rng: np.random.Generator, n: int, kind: int) -> Surrogate:
         pairs = pairs[rng.random(len(pairs)) < 0.25]
         return Pairwise(rng.normal(0.5, 0.5, n), pairs, rng.normal(0.0, 0.7, len(pairs)))
     return LinearHead(rng.random((30, n)), 2 * rng.normal(size=(3, n)), np.zeros(3), rng.integers(0, 3, 30), 4)
-
-
-N_KINDS = 6
 
 
 def random_costs(rng: np.random.Generator, n: int, *, table: bool = False) -> CostModel:
