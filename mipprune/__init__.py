@@ -9,32 +9,34 @@ from typing import TYPE_CHECKING
 from .lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from . import curvature, errors, estimate, game, graph, solver, surgery, surrogates, testing
+    from . import curvature, errors, estimate, game, graph, solver, study, surgery, surrogates, testing
     from .costs import BilinearCost, CostModel
     from .curvature import expand_gates, fit_linear_head
     from .errors import MipPruneError
-    from .estimate import banzhaf, compare, interactions, leave_one_out, semivalue, shapley
+    from .estimate import CutResolved, banzhaf, interactions, leave_one_out, semivalue, shapley
     from .game import Game, LayerGame, TableGame
     from .graph import UnitGraph, trace
     from .pruning import LossIncrease, Macs, Params, PruneResult, Units, prune
     from .solver import Problem, Solution, solve
+    from .study import compare
     from .surgery import PrunePlan, load, recalibrate_batch_norm, save, verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "solver": "", "surgery": "",
-    "surrogates": "", "testing": "",
+    "study": "", "surrogates": "", "testing": "",
     "BilinearCost": "costs", "CostModel": "costs",
     "MipPruneError": "errors",
     "UnitGraph": "graph", "trace": "graph",
     "Game": "game", "LayerGame": "game", "TableGame": "game",
-    "banzhaf": "estimate", "compare": "estimate", "interactions": "estimate", "leave_one_out": "estimate",
+    "CutResolved": "estimate", "banzhaf": "estimate", "interactions": "estimate", "leave_one_out": "estimate",
     "semivalue": "estimate", "shapley": "estimate",
     "expand_gates": "curvature", "fit_linear_head": "curvature",
     "Problem": "solver", "Solution": "solver", "solve": "solver",
     "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
     "prune": "pruning",
+    "compare": "study",
     "PrunePlan": "surgery", "load": "surgery", "recalibrate_batch_norm": "surgery", "save": "surgery",
     "verify": "surgery",
 }
@@ -47,6 +49,7 @@ __all__ = [
     "estimate",
     "curvature",
     "solver",
+    "study",
     "surgery",
     "surrogates",
     "testing",
@@ -58,8 +61,8 @@ __all__ = [
     "Game",
     "LayerGame",
     "TableGame",
+    "CutResolved",
     "banzhaf",
-    "compare",
     "interactions",
     "leave_one_out",
     "semivalue",
@@ -75,6 +78,7 @@ __all__ = [
     "PruneResult",
     "Units",
     "prune",
+    "compare",
     "PrunePlan",
     "load",
     "recalibrate_batch_norm",
