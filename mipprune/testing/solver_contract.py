@@ -120,5 +120,5 @@ class SolverContract:
 
     def test_an_early_stop_has_a_bound(self) -> None:
         if self.gives_bound:
-            found = self.solve(self._harder(16), time_limit=5.0)
+            found = self.solve(self._harder(4), time_limit=5.0)
             assert math.isfinite(found.bound)
