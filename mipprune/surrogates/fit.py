@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from ..errors import ConfigError
 from ..game.base import Game
@@ -73,6 +72,8 @@ def fit_error(
     Raises:
         ConfigError: another number of units, or a rate outside [0, 1].
     """
+    from scipy.stats import spearmanr  # takes a second to import
+
     n = game.n_players
     if surrogate.n_units != n:
         raise ConfigError(f"the surrogate has {surrogate.n_units} units, the game {n} players")
