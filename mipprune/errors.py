@@ -67,3 +67,7 @@ class VerificationError(MipPruneError):
 
 class ConfigError(MipPruneError, ValueError):
     """A configuration file with an unknown key, a wrong type or a name that can't be imported."""
+
+
+class CertificateError(MipPruneError, ValueError):
+    """A certificate that is corrupt, speaks about another problem, or doesn't prove what it claims."""

@@ -54,11 +54,12 @@ def recombine(
     objective: str = "drop",
     max_drop: float | None = None,
     budgets: Mapping[str, float] | None = None,
+    multiples: int | Sequence[int] = 1,
     solver: str = "highs",
     time_limit: float | None = None,
     threads: int = 1,
 ) -> Recombination:
-    """Choose one mask from every curve: a multiple-choice knapsack over the exact bilinear costs.
+    """Choose one mask from every curve: a multiple-choice knapsack over the exact costs.
 
     The answer uses the masks of the curves and their ``upper`` drops.  The bound comes from a second problem, over
     *all* sizes with the curves' lower bounds: whatever masks are put together, each has a size, its drop is at
@@ -74,6 +75,7 @@ def recombine(
         objective: ``"drop"`` or a resource.
         max_drop: largest sum of drops.
         budgets: resource -> largest cost (absolute).
+        multiples: one number for all groups, or one per group: a group keeps a multiple of so many units, or all.
         solver: name of the MIP solver.
         time_limit: seconds; what is found by then is returned with its gap, as on Ctrl-C.
 
@@ -88,6 +90,7 @@ def recombine(
     requirements = _requirements(curves, costs, objective, max_drop, budgets)
     upper = Choices(tuple(c.counts[::-1] for c in curves), tuple(c.upper[::-1] for c in curves))
     lower = Choices(tuple(np.arange(c.fewest, c.most + 1) for c in curves), tuple(c.all_lower for c in curves))
+    upper, lower = (_on_multiples(choices, costs, multiples) for choices in (upper, lower))
     same = all(len(u) == len(b) and (u == b).all() for u, b in zip(upper.drops, lower.drops))
     if requirements.monotone:
         upper, lower = upper.undominated(), lower.undominated().coarse(BOUND_SIZES)
@@ -131,6 +134,22 @@ def _requirements(
         drop_limit=math.inf if max_drop is None else max_drop + FEASIBILITY_TOLERANCE * max(1.0, abs(max_drop)),
         budgets={resource: math.floor(limit) for resource, limit in budgets.items()},
     )
+
+
+def _on_multiples(choices: Choices, costs: CostModel, multiples: int | Sequence[int]) -> Choices:
+    """Only the sizes that are multiples, or whole groups."""
+    each = np.broadcast_to(np.asarray(multiples), costs.sizes.shape)
+    if (each < 1).any():
+        raise BudgetError(f"multiples must be at least 1, got {each.tolist()}")
+    sizes = zip(choices.counts, each, costs.sizes)
+    use = [np.flatnonzero((count % m == 0) | (count == size)) for count, m, size in sizes]
+    for group, where in enumerate(use):
+        if len(where) == 0:
+            raise InfeasibleError(
+                f"group {costs.groups[group]!r}: none of the sizes is a multiple of {each[group]}",
+                requirement="multiples",
+            )
+    return choices.where(use)
 
 
 def _check_budgets(choices: Choices, requirements: Requirements) -> None:
