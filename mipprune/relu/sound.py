@@ -1,0 +1,225 @@
+"""The sound form: binary gates, exact ReLU rows, fewest units whose real network meets the requirement."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+
+import numpy as np
+import scipy.sparse as sp
+
+from ..bounds import output_range, value_ranges
+from ..errors import InfeasibleError, SolverError
+from ..solver import LinearMip, MipBuilder, solve_linear
+from .incumbent import eliminated
+from .masked_rows import MaskedRows
+from .requirement import Margin, MeanLoss, Requirement
+from .tangents import LossColumns, with_rows
+from .task import Task, no_good
+
+__all__ = ["SoundProgram", "SoundResult", "solve_sound"]
+
+#: Share of the time limit that the first incumbents may take.
+_START_SHARE = 0.25
+
+
+class SoundProgram:
+    """``min sum s`` subject to the network's rows and the requirement on its logits.
+
+    A margin is linear: ``l_y - l_c >= margin - M v`` for every wrong class c, with one binary v per sample that may
+    miss it and M from a bound of ``l_y - l_c`` over all masks.  A mean cross-entropy is convex in the logits: one
+    epigraph column per sample, tangents (see :class:`~mipprune.relu.tangents.LossColumns`).
+    """
+
+    def __init__(self, task: Task, requirement: Requirement) -> None:
+        self.task, self.requirement = task, requirement
+        builder = MipBuilder()
+        self.ranges = value_ranges(task.network, task.x, task.x, task.keep)
+        self.rows = MaskedRows(builder, task.network, self.ranges, task.x, task.keep)
+        task.add_rows(builder, self.rows.gates)
+        self.violations: np.ndarray | None = None
+        self.loss: LossColumns | None = None
+        if isinstance(requirement, Margin):
+            self._add_margins(builder, requirement)
+        elif isinstance(requirement, MeanLoss):
+            lower, upper = self.ranges.lower[-1], self.ranges.upper[-1]
+            self.loss = LossColumns(builder, self.rows.outputs, lower, upper, task.targets)
+            builder.add_row(self.loss.losses, 1.0 / len(task.x), upper=requirement.limit)
+        self.mip: LinearMip = builder.build()
+
+    def _add_margins(self, builder: MipBuilder, requirement: Margin) -> None:
+        task = self.task
+        if requirement.max_violated > 0:
+            self.violations = builder.add_columns(len(task.x), integer=True)
+            builder.add_row(self.violations, 1.0, upper=float(requirement.max_violated))
+        classes = task.network.sizes[-1]
+        for k, right in enumerate(task.targets.tolist()):
+            wrong = [c for c in range(classes) if c != right]
+            rows = np.eye(classes)[right] - np.eye(classes)[wrong]
+            here = dataclasses.replace(
+                self.ranges,
+                lower=tuple(v[k : k + 1] for v in self.ranges.lower),
+                upper=tuple(v[k : k + 1] for v in self.ranges.upper),
+            )
+            least = output_range(task.network, here, rows, task.keep)[0][0]
+            output = self.rows.outputs[k]
+            matrix, constant = sp.csr_array(rows @ output.matrix), rows @ output.constant
+            for i in range(len(wrong)):
+                span = slice(matrix.indptr[i], matrix.indptr[i + 1])
+                columns, values = matrix.indices[span].astype(np.int64), matrix.data[span]
+                if self.violations is not None:
+                    columns = np.append(columns, self.violations[k])
+                    # a little more than needed, so that rounding in the bound can't cut off a mask
+                    values = np.append(values, max(0.0, requirement.margin - least[i]) * (1 + 1e-9))
+                builder.add_row(columns, values, lower=requirement.margin - constant[i])
+
+    def point(self, kept: np.ndarray) -> np.ndarray:
+        """The program's solution that stands for a mask."""
+        point = self.rows.point(kept, self.mip.n_columns)
+        logits = self.task.network.output(self.task.x, kept)
+        if self.violations is not None and isinstance(self.requirement, Margin):
+            missed = ~np.array([
+                bool(dataclasses.replace(self.requirement, max_violated=0).met(row[None], y[None]))
+                for row, y in zip(logits, self.task.targets)
+            ])
+            point[self.violations] = missed
+        if self.loss is not None:
+            self.loss.fill(point, logits)
+        return point
+
+    def mask(self, x: np.ndarray) -> np.ndarray:
+        return np.asarray(np.round(x[self.rows.gates]).astype(bool))
+
+
+@dataclasses.dataclass
+class SoundResult:
+    """What the search found; ``kept`` is ``None`` without an incumbent."""
+
+    program: SoundProgram
+    kept: np.ndarray | None = None
+    bound: float = 0.0
+    termination: str = "optimal"
+    n_rounds: int = 0
+    n_cuts: int = 0
+
+    @property
+    def objective(self) -> float:
+        return math.inf if self.kept is None else float(self.kept.sum())
+
+    @property
+    def closed(self) -> bool:
+        return self.objective - self.bound < 1.0 - 1e-6
+
+
+def solve_sound(
+    task: Task, requirement: Requirement, *, start: np.ndarray | None, solver: str, time_limit: float | None,
+    threads: int, seed: int,
+) -> SoundResult:
+    """Search: incumbents by elimination on the real network, then linear programs with tangents until bound and
+    incumbent meet.
+
+    Every mask that a solver hands back is judged by the oracle; one that fails is answered by tangents at its real
+    logits, or forbidden where no tangent says more (it failed by the solver's tolerances).  Both leave the bound valid.
+    """
+    begin = time.monotonic()
+    deadline = math.inf if time_limit is None else begin + time_limit
+    result = SoundResult(SoundProgram(task, requirement))
+    result.bound = float(sum(max(int(task.keep[units].sum()), least)
+                             for units, least in zip(task.groups, task.min_keep)))
+    points = []
+    early = begin + _START_SHARE * (deadline - begin) if time_limit else math.inf
+    for mask in [*([] if start is None else [start | task.keep]), np.ones(task.n_units, dtype=bool)]:
+        points.append(mask)
+        if task.allowed(mask) and bool(requirement.met(task.oracle(mask)[0], task.targets)):
+            fewer = eliminated(mask, task.oracle, requirement, task.targets, task.allowed, early)
+            points.append(fewer)
+            _offer(result, fewer)
+    mip = result.program.mip
+    if result.program.loss is not None:
+        mip = _tangents(result, mip, np.array(points))
+    while not result.closed:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            result.termination = "time_limit"
+            break
+        outcome = solve_linear(
+            mip, solver, None if math.isinf(remaining) else remaining, threads,
+            None if result.kept is None else result.program.point(result.kept), seed,
+        )
+        result.n_rounds += 1
+        if outcome.termination == "infeasible":
+            if result.kept is None:
+                raise _infeasible(task, requirement)
+            result.bound = result.objective  # only masks that fail were forbidden
+            break
+        if math.isfinite(outcome.bound):
+            result.bound = max(result.bound, math.ceil(outcome.bound - 1e-6))
+        if outcome.x is None:
+            result.termination = "solver_error" if outcome.termination == "unbounded" else outcome.termination
+            break
+        mask = result.program.mask(outcome.x)
+        logits = task.oracle(mask)[0]
+        if task.allowed(mask) and bool(requirement.met(logits, task.targets)):
+            _offer(result, mask)
+            if outcome.termination == "optimal":
+                break
+        elif outcome.termination == "optimal":
+            mip = _refuted(result, mip, outcome.x, mask)
+        if outcome.termination != "optimal":
+            result.termination = outcome.termination
+            break
+    if result.closed:
+        result.termination = "optimal"
+    if result.kept is None:
+        raise SolverError(
+            f"{solver} stopped ({result.termination}) after {time.monotonic() - begin:.1f} s before it found a mask "
+            f"with {_dense_text(task, requirement)}: allow more time, give a start, or ask for less"
+        )
+    return result
+
+
+def _offer(result: SoundResult, mask: np.ndarray) -> None:
+    if mask.sum() < result.objective:
+        result.kept = mask
+
+
+def _tangents(result: SoundResult, mip: LinearMip, masks: np.ndarray) -> LinearMip:
+    """The program with tangents at the logits of some masks."""
+    loss = result.program.loss
+    assert loss is not None
+    for mask in masks:
+        matrix, lower = loss.tangents(result.program.task.network.output(result.program.task.x, mask), mip.n_columns)
+        mip = with_rows(mip, matrix, lower)
+        result.n_cuts += len(lower)
+    return mip
+
+
+def _refuted(result: SoundResult, mip: LinearMip, x: np.ndarray, mask: np.ndarray) -> LinearMip:
+    """The program with rows that cut off a mask which fails on the real network."""
+    program = result.program
+    if program.loss is not None:
+        logits = program.task.network.output(program.task.x, mask)
+        matrix, lower = program.loss.tangents(logits, mip.n_columns)
+        point = program.point(mask)
+        point[program.loss.losses] = x[program.loss.losses]
+        if (lower - matrix @ point > 1e-5).any():
+            result.n_cuts += len(lower)
+            return with_rows(mip, matrix, lower)
+    values, lower_limit = no_good(mask)
+    row = sp.csr_array((values, program.rows.gates, [0, len(values)]), shape=(1, mip.n_columns))
+    result.n_cuts += 1
+    return with_rows(mip, row, np.array([lower_limit]))
+
+
+def _dense_text(task: Task, requirement: Requirement) -> str:
+    return requirement.describe(task.oracle(np.ones(task.n_units, dtype=bool))[0], task.targets) + " when dense"
+
+
+def _infeasible(task: Task, requirement: Requirement) -> InfeasibleError:
+    beside = ", min_keep, the pins and the forbidden masks" if len(task.forbidden) else ", min_keep and the pins"
+    return InfeasibleError(
+        f"no mask meets the requirement{beside}: {_dense_text(task, requirement)}; ask for a smaller margin, a larger "
+        f"loss or more violated samples",
+        requirement="margin" if isinstance(requirement, Margin) else "max_loss",
+    )
