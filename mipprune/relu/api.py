@@ -12,15 +12,15 @@ from ..bounds import piecewise_linear
 from ..curvature import HeadFit, fit_linear_head
 from ..errors import BudgetError, DataError
 from ..game import LabelledData, as_data
-from ..graph import UnitGraph, trace
 from ..game.data import read_data
+from ..graph import UnitGraph, trace
 from ..solver.registry import LINEAR_SOLVERS
 from .decoupled import layer_with_head
-from .oamip import OamipOptions, solve_oamip
+from .oamip import OamipOptions, OamipResult, solve_oamip
 from .oracle import head_oracle, network_oracle
 from .requirement import Margin, MeanLoss, Requirement, losses
 from .solution import ReluSolution
-from .sound import solve_sound
+from .sound import SoundResult, solve_sound
 from .task import Task
 
 __all__ = ["select"]
@@ -96,13 +96,15 @@ def select(
     common: dict[str, Any] = {"solver": solver, "time_limit": time_limit, "threads": threads, "seed": seed}
     requirement: Requirement | None = None
     scores = None
+    found: SoundResult | OamipResult
     if formulation == "sound":
         requirement = _requirement(task, dense, margin, max_violated, max_loss)
         found = solve_sound(task, requirement, start=_mask(start, task.n_units), **common)
-        mip, kept, objective = found.program.mip, found.kept, found.objective
     else:
         found = solve_oamip(task, oamip or OamipOptions(), **common)
-        mip, kept, objective, scores = found.program.mip, found.kept, found.objective, found.scores
+        scores = found.scores
+    mip, kept, objective = found.program.mip, found.kept, found.objective
+    assert kept is not None  # both raise without a mask
     logits = task.oracle(kept)[0]
     return ReluSolution(
         kept=kept,
@@ -180,7 +182,7 @@ def _requirement(
     elif max_violated == int(max_violated) and 0 <= max_violated <= n:
         number = int(max_violated)
     else:
-        raise BudgetError(f"max_violated: expected a number of samples up to {n} or a share below 1, got {max_violated}")
+        raise BudgetError(f"max_violated: expected a number up to {n} or a share below 1, got {max_violated}")
     return Margin(float(margin), number)
 
 

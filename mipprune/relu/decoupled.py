@@ -22,14 +22,16 @@ def layer_with_head(network: PiecewiseLinear, units: slice, head: HeadFit) -> Pi
         units: the layer's units; they are read off the first gate that holds one of them.
         head: fitted on what the units hand to their readers, averaged over positions.
     """
-    for value, node in enumerate(network.nodes, start=1):
-        if isinstance(node, Gate) and ((node.units >= units.start) & (node.units < units.stop)).any():
-            break
-    else:
+    numbers = np.arange(units.start, units.stop)
+    gates = [(v, node) for v, node in enumerate(network.nodes, start=1) if isinstance(node, Gate)]
+    values = [v for v, node in gates if np.isin(node.units, numbers).any()]
+    if not values:
         raise UnknownLayerError("nothing reads the layer's units")
-    own = (node.units >= units.start) & (node.units < units.stop)
+    node = network.node_of(values[0])
+    assert isinstance(node, Gate)
+    own = np.isin(node.units, numbers)
     columns = node.units[own] - units.start
     counts = np.bincount(columns, minlength=units.stop - units.start)
     mean = sp.csr_array((1.0 / counts[columns], (columns, np.flatnonzero(own))), shape=(len(counts), node.size))
-    last = Affine((value,), (sp.csr_array(sp.csr_array(head.weight) @ mean),), head.bias)
-    return without_dead(dataclasses.replace(network, nodes=(*network.nodes[:value], last)))
+    last = Affine((values[0],), (sp.csr_array(sp.csr_array(head.weight) @ mean),), head.bias)
+    return without_dead(dataclasses.replace(network, nodes=(*network.nodes[: values[0]], last)))

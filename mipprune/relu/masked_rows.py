@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import scipy.sparse as sp
 
 from ..bounds import Affine, Gate, MaxPool, PiecewiseLinear, Ranges, Relu
 from ..solver import MipBuilder
@@ -18,7 +19,7 @@ class _Column:
     """How to fill a column at a given mask: ``kind`` of entry ``entry`` of value ``value`` for sample ``sample``."""
 
     column: int
-    kind: str  # "value", "active" (a ReLU that is on, of a unit that is on) or "argmax" (``unit`` is the window's place)
+    kind: str  # "value", or "active": the ReLU and its unit are on
     sample: int
     value: int
     entry: int
@@ -53,8 +54,9 @@ class MaskedRows:
         self.builder, self.network, self.ranges = builder, network, ranges
         self.x = x
         self.keep = keep
-        self.gates = builder.add_columns(network.n_units, cost=1.0, lower=keep.astype(float), integer=True)
+        self.gates = self._add_gates()
         self._columns: list[_Column] = []
+        self._windows: dict[tuple[int, int, int], dict[int, int]] = {}  # sample, value, entry -> place -> binary
         self._readers = network.readers()
         self.outputs = [self._sample(k) for k in range(len(x))]
 
@@ -67,14 +69,17 @@ class MaskedRows:
             here = values[c.value][c.sample]
             if c.kind == "value":
                 point[c.column] = here[c.entry]
-            elif c.kind == "active":
-                point[c.column] = here[c.entry] > 0 and (c.unit < 0 or kept[c.unit])
             else:
-                window = self.network.node_of(c.value).windows[c.entry]  # type: ignore[union-attr]
-                inputs = values[self.network.node_of(c.value).sources[0]][c.sample]
-                scores = [inputs[e] if e >= 0 else -np.inf for e in window]
-                point[c.column] = int(np.argmax(scores)) == c.unit
+                point[c.column] = here[c.entry] > 0 and (c.unit < 0 or kept[c.unit])
+        for (k, value, entry), rivals in self._windows.items():
+            node = self.network.node_of(value)
+            assert isinstance(node, MaxPool)
+            inputs = values[node.source][k][node.windows[entry]]
+            point[rivals[max(rivals, key=lambda place: inputs[place])]] = 1.0
         return point
+
+    def _add_gates(self) -> np.ndarray:
+        return self.builder.add_columns(len(self.keep), cost=1.0, lower=self.keep.astype(float), integer=True)
 
     # -- one sample ------------------------------------------------------------------------------------------------
 
@@ -85,7 +90,7 @@ class MaskedRows:
                 width = max(found[s].matrix.shape[1] for s in node.sources)
                 matrix = sum(m @ found[s].widened(width) for s, m in zip(node.sources, node.matrices))
                 constant = sum((m @ found[s].constant for s, m in zip(node.sources, node.matrices)), node.bias)
-                found.append(Expression(matrix.tocsr(), constant))  # type: ignore[union-attr]
+                found.append(Expression(sp.csr_array(matrix), constant))
                 continue
             if isinstance(node, Relu):
                 if self._read_by_gate_alone(value):
@@ -172,9 +177,9 @@ class MaskedRows:
         if len(rivals) == 1:
             return entries[first]
         m = self._add("value", k, value, i, lower=floor, upper=ceiling)
-        wins = {}
+        wins = {place: int(self.builder.add_columns(1, integer=True)[0]) for place in rivals}
+        self._windows[k, value, i] = wins
         for place in rivals:
-            wins[place] = self._add("argmax", k, value, i, unit=place)
             slack = ceiling - ends[place][0]
             entries[place].add_row(self.builder, [m], [1.0], lower=0.0)
             entries[place].add_row(self.builder, [m, wins[place]], [1.0, slack], upper=slack)

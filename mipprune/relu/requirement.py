@@ -39,6 +39,10 @@ class Requirement(Record, abc.ABC):
         """Whether logits (..., N, C) meet it: bool (...)."""
 
     @abc.abstractmethod
+    def shortfall(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """How far logits (..., N, C) are from meeting it: (...), above 0 where they don't."""
+
+    @abc.abstractmethod
     def describe(self, logits: np.ndarray, targets: np.ndarray) -> str:
         """The requirement beside what logits (N, C) reach, in words."""
 
@@ -57,6 +61,10 @@ class Margin(Requirement):
     def met(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
         return self.violated(logits, targets) <= self.max_violated
 
+    def shortfall(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        missing = np.sort(np.maximum(self.margin - margins(logits, targets), 0.0), axis=-1)
+        return np.asarray(missing[..., : len(targets) - self.max_violated].sum(-1))
+
     def describe(self, logits: np.ndarray, targets: np.ndarray) -> str:
         return (f"a margin of {self.margin:g} on all but {self.max_violated} of {len(targets)} samples "
                 f"({int(self.violated(logits, targets))} miss it)")
@@ -70,6 +78,9 @@ class MeanLoss(Requirement):
 
     def met(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
         return np.asarray(losses(logits, targets).mean(-1) <= self.limit + TOLERANCE)
+
+    def shortfall(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        return np.asarray(losses(logits, targets).mean(-1) - self.limit)
 
     def describe(self, logits: np.ndarray, targets: np.ndarray) -> str:
         return f"a mean loss of {self.limit:.6g} (it is {losses(logits, targets).mean():.6g})"

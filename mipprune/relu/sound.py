@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from ..bounds import output_range, value_ranges
 from ..errors import InfeasibleError, SolverError
 from ..solver import LinearMip, MipBuilder, solve_linear
-from .incumbent import eliminated
+from .incumbent import Incumbents
 from .masked_rows import MaskedRows
 from .requirement import Margin, MeanLoss, Requirement
 from .tangents import LossColumns, with_rows
@@ -22,6 +22,10 @@ __all__ = ["SoundProgram", "SoundResult", "solve_sound"]
 
 #: Share of the time limit that the first incumbents may take.
 _START_SHARE = 0.25
+#: Masks of the first search whose logits get tangents.
+_MAX_SEEDS = 100
+#: Most rounds of tangents on the relaxation, and by how much a tangent has to be broken to be added.
+_RELAXED_ROUNDS, _BROKEN = 40, 1e-3
 
 
 class SoundProgram:
@@ -116,8 +120,7 @@ def solve_sound(
     task: Task, requirement: Requirement, *, start: np.ndarray | None, solver: str, time_limit: float | None,
     threads: int, seed: int,
 ) -> SoundResult:
-    """Search: incumbents by elimination on the real network, then linear programs with tangents until bound and
-    incumbent meet.
+    """Search: incumbents on the real network, then linear programs with tangents until bound and incumbent meet.
 
     Every mask that a solver hands back is judged by the oracle; one that fails is answered by tangents at its real
     logits, or forbidden where no tangent says more (it failed by the solver's tolerances).  Both leave the bound valid.
@@ -127,17 +130,15 @@ def solve_sound(
     result = SoundResult(SoundProgram(task, requirement))
     result.bound = float(sum(max(int(task.keep[units].sum()), least)
                              for units, least in zip(task.groups, task.min_keep)))
-    points = []
     early = begin + _START_SHARE * (deadline - begin) if time_limit else math.inf
+    incumbents = Incumbents(task.oracle, requirement, task.targets, task.allowed, early, seed)
     for mask in [*([] if start is None else [start | task.keep]), np.ones(task.n_units, dtype=bool)]:
-        points.append(mask)
-        if task.allowed(mask) and bool(requirement.met(task.oracle(mask)[0], task.targets)):
-            fewer = eliminated(mask, task.oracle, requirement, task.targets, task.allowed, early)
-            points.append(fewer)
-            _offer(result, fewer)
+        incumbents.search(mask)
+    result.kept = incumbents.best
     mip = result.program.mip
     if result.program.loss is not None:
-        mip = _tangents(result, mip, np.array(points))
+        mip = _tangents(result, mip, incumbents.seen[-_MAX_SEEDS:])
+        mip = _relaxed_rounds(result, mip, solver, deadline, threads, seed)
     while not result.closed:
         remaining = deadline - time.monotonic()
         if remaining <= 0:
@@ -184,7 +185,7 @@ def _offer(result: SoundResult, mask: np.ndarray) -> None:
         result.kept = mask
 
 
-def _tangents(result: SoundResult, mip: LinearMip, masks: np.ndarray) -> LinearMip:
+def _tangents(result: SoundResult, mip: LinearMip, masks: list[np.ndarray]) -> LinearMip:
     """The program with tangents at the logits of some masks."""
     loss = result.program.loss
     assert loss is not None
@@ -192,6 +193,31 @@ def _tangents(result: SoundResult, mip: LinearMip, masks: np.ndarray) -> LinearM
         matrix, lower = loss.tangents(result.program.task.network.output(result.program.task.x, mask), mip.n_columns)
         mip = with_rows(mip, matrix, lower)
         result.n_cuts += len(lower)
+    return mip
+
+
+def _relaxed_rounds(
+    result: SoundResult, mip: LinearMip, solver: str, deadline: float, threads: int, seed: int
+) -> LinearMip:
+    """Tangents where the relaxation (all columns continuous) lands, until they say nothing new; raises the bound."""
+    loss = result.program.loss
+    assert loss is not None
+    for _ in range(_RELAXED_ROUNDS):
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            break
+        relaxed = dataclasses.replace(mip, integer=np.zeros_like(mip.integer))
+        outcome = solve_linear(relaxed, solver, None if math.isinf(remaining) else remaining, threads, None, seed)
+        result.n_rounds += 1
+        if outcome.x is None or outcome.termination != "optimal":
+            break
+        result.bound = max(result.bound, math.ceil(outcome.bound - 1e-6))
+        matrix, lower = loss.tangents(outcome.x[loss.logits], mip.n_columns)
+        broken = lower - matrix @ outcome.x > _BROKEN
+        if not broken.any():
+            break
+        mip = with_rows(mip, sp.csr_array(matrix[broken]), lower[broken])
+        result.n_cuts += int(broken.sum())
     return mip
 
 
