@@ -12,8 +12,8 @@ from torch import nn
 
 import mipprune as mp
 from mipprune.bounds import piecewise_linear, value_ranges
-from mipprune.errors import BudgetError, InfeasibleError, SolverError, UnknownLayerError
 from mipprune.demo import train
+from mipprune.errors import BudgetError, InfeasibleError, SolverError, UnknownLayerError
 from mipprune.game import as_data
 from mipprune.relu import Margin, MeanLoss, ReluSolution, select
 from mipprune.relu.masked_rows import MaskedRows
@@ -226,16 +226,29 @@ def test_out_of_time_there_is_a_verified_incumbent_with_its_bound(digits_flat: A
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 10)).eval()
     x, y = (part[:40] for part in digits_flat.train)
-    train(model, x, y, epochs=100)
+    train(model, x, y, epochs=200)
     graph = mp.trace(model, x[:1])
-    solution = select(graph, (x, y), max_violated=0.1, margin=0.1, time_limit=3.0)
+    solution = select(graph, (x, y), margin=0.1, time_limit=3.0)
     assert solution.termination == "time_limit"
     assert not solution.proved
     assert 2 <= solution.bound < solution.objective == solution.n_kept < 40
     with torch.no_grad():
         logits = masked_model(graph, solution.kept).double()(x.double()).numpy()
-    assert (margins(logits, y.numpy()) < 0.1).sum() <= 4
+    assert (margins(logits, y.numpy()) < 0.1).sum() <= solution.requirement.max_violated <= 10
     np.testing.assert_allclose(solution.logits, logits, atol=1e-9)
+
+
+def test_ctrl_c_returns_the_incumbent(small: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mipprune.relu.sound.solve_linear", interrupted)
+    solution = select(small.graph, small.data, margin=0.0)
+    assert solution.termination == "interrupted"
+    assert solution.requirement is not None
+    assert solution.requirement.met(small.logits(solution.kept[None])[0], small.y.numpy())
+    monkeypatch.setattr("mipprune.relu.incumbent.Incumbents._exchange", interrupted)
+    assert select(small.graph, small.data, margin=0.0).termination == "interrupted"
 
 
 def test_a_start_is_used(small: Instance) -> None:

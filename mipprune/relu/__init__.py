@@ -2,7 +2,8 @@
 
 from .api import select
 from .oamip import OamipOptions
+from .pooled import pool
 from .requirement import Margin, MeanLoss, Requirement
 from .solution import ReluSolution
 
-__all__ = ["Margin", "MeanLoss", "OamipOptions", "ReluSolution", "Requirement", "select"]
+__all__ = ["Margin", "MeanLoss", "OamipOptions", "ReluSolution", "Requirement", "pool", "select"]

@@ -39,6 +39,7 @@ def select(
     pin: Any = (),
     min_keep: int = 1,
     forbidden: np.ndarray | None = None,
+    min_distance: int = 1,
     start: np.ndarray | None = None,
     oamip: OamipOptions | None = None,
     solver: str = "highs",
@@ -70,6 +71,7 @@ def select(
         pin: names of layers that stay whole.
         min_keep: fewest units that stay in every layer.
         forbidden: sound: bool (F, n_units), masks that aren't wanted; see :func:`mipprune.relu.pool`.
+        min_distance: units in which the mask has to differ from each of these.
         start: sound: bool (n_units,), a mask to begin with.
         oamip: settings of the original form.
         solver: ``"highs"``, ``"scip"`` or ``"cbc"``.
@@ -89,7 +91,7 @@ def select(
         raise BudgetError(f"time_limit must be positive, got {time_limit}")
     graph = model if isinstance(model, UnitGraph) else _traced(model, data)
     samples = as_data(data, graph)
-    task = _task(graph, samples, layer, head, pin, min_keep, forbidden)
+    task = _task(graph, samples, layer, head, pin, min_keep, forbidden, min_distance)
     dense = task.oracle(np.ones(task.n_units, dtype=bool))[0]
     if task.targets.min() < 0 or task.targets.max() >= dense.shape[1]:
         raise DataError(f"targets must be classes 0 to {dense.shape[1] - 1}")
@@ -139,7 +141,7 @@ def _traced(model: nn.Module, data: Any) -> UnitGraph:
 
 def _task(
     graph: UnitGraph, samples: LabelledData, layer: str | None, head: HeadFit | None, pin: Any, min_keep: int,
-    forbidden: np.ndarray | None,
+    forbidden: np.ndarray | None, min_distance: int,
 ) -> Task:
     network = piecewise_linear(graph)
     x = samples.inputs[0].double().reshape(len(samples), -1).cpu().numpy()
@@ -164,6 +166,7 @@ def _task(
         min_keep=np.array([min(min_keep, g.size) for g in graph.groups]),
         keep=keep,
         forbidden=masks,
+        min_distance=min_distance,
     )
 
 

@@ -103,7 +103,7 @@ class SoundResult:
     program: SoundProgram
     kept: np.ndarray | None = None
     bound: float = 0.0
-    termination: str = "optimal"
+    termination: str = "time_limit"
     n_rounds: int = 0
     n_cuts: int = 0
 
@@ -132,52 +132,60 @@ def solve_sound(
                              for units, least in zip(task.groups, task.min_keep)))
     early = begin + _START_SHARE * (deadline - begin) if time_limit else math.inf
     incumbents = Incumbents(task.oracle, requirement, task.targets, task.allowed, early, seed)
-    for mask in [*([] if start is None else [start | task.keep]), np.ones(task.n_units, dtype=bool)]:
-        incumbents.search(mask)
-    result.kept = incumbents.best
-    mip = result.program.mip
-    if result.program.loss is not None:
-        mip = _tangents(result, mip, incumbents.seen[-_MAX_SEEDS:])
+    try:
+        for mask in [*([] if start is None else [start | task.keep]), np.ones(task.n_units, dtype=bool)]:
+            incumbents.search(mask)
+        result.kept = incumbents.best
+        termination = _search(result, incumbents.seen, deadline, solver, threads, seed)
+    except KeyboardInterrupt:
+        result.kept = incumbents.best if result.kept is None else result.kept
+        termination = "interrupted"
+    if termination == "infeasible" and result.kept is None:
+        raise _infeasible(task, requirement)
+    if result.kept is None:
+        raise SolverError(
+            f"{solver} stopped ({termination}) after {time.monotonic() - begin:.1f} s before it found a mask "
+            f"with {_dense_text(task, requirement)}: allow more time, give a start, or ask for less"
+        )
+    result.termination = "optimal" if result.closed else termination
+    return result
+
+
+def _search(
+    result: SoundResult, seen: list[np.ndarray], deadline: float, solver: str, threads: int, seed: int
+) -> str:
+    """Linear programs until bound and incumbent meet; returns why that ended, ``"infeasible"`` is a proof."""
+    program, mip = result.program, result.program.mip
+    task, requirement = program.task, program.requirement
+    if program.loss is not None:
+        mip = _tangents(result, mip, seen[-_MAX_SEEDS:])
         mip = _relaxed_rounds(result, mip, solver, deadline, threads, seed)
     while not result.closed:
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            result.termination = "time_limit"
-            break
-        outcome = solve_linear(
-            mip, solver, None if math.isinf(remaining) else remaining, threads,
-            None if result.kept is None else result.program.point(result.kept), seed,
-        )
+            return "time_limit"
+        limit = None if math.isinf(remaining) else remaining
+        start = None if result.kept is None else program.point(result.kept)
+        outcome = solve_linear(mip, solver, limit, threads, start, seed)
         result.n_rounds += 1
         if outcome.termination == "infeasible":
-            if result.kept is None:
-                raise _infeasible(task, requirement)
             result.bound = result.objective  # only masks that fail were forbidden
-            break
+            return "infeasible"
         if math.isfinite(outcome.bound):
             result.bound = max(result.bound, math.ceil(outcome.bound - 1e-6))
         if outcome.x is None:
-            result.termination = "solver_error" if outcome.termination == "unbounded" else outcome.termination
-            break
-        mask = result.program.mask(outcome.x)
-        logits = task.oracle(mask)[0]
-        if task.allowed(mask) and bool(requirement.met(logits, task.targets)):
+            return "solver_error" if outcome.termination == "unbounded" else outcome.termination
+        mask = program.mask(outcome.x)
+        if task.allowed(mask) and bool(requirement.met(task.oracle(mask)[0], task.targets)):
             _offer(result, mask)
-            if outcome.termination == "optimal":
-                break
         elif outcome.termination == "optimal":
             mip = _refuted(result, mip, outcome.x, mask)
+            continue
         if outcome.termination != "optimal":
-            result.termination = outcome.termination
-            break
-    if result.closed:
-        result.termination = "optimal"
-    if result.kept is None:
-        raise SolverError(
-            f"{solver} stopped ({result.termination}) after {time.monotonic() - begin:.1f} s before it found a mask "
-            f"with {_dense_text(task, requirement)}: allow more time, give a start, or ask for less"
-        )
-    return result
+            return outcome.termination
+        if not result.closed:
+            return "solver_error"  # an optimum that is none
+    return "optimal"
 
 
 def _offer(result: SoundResult, mask: np.ndarray) -> None:

@@ -26,6 +26,7 @@ class Task:
         min_keep: fewest units that stay per group.
         keep: bool (n_units,), units that stay.
         forbidden: bool (F, n_units), masks that aren't wanted.
+        min_distance: units in which a mask has to differ from each of these.
     """
 
     network: PiecewiseLinear
@@ -36,6 +37,7 @@ class Task:
     min_keep: np.ndarray
     keep: np.ndarray
     forbidden: np.ndarray
+    min_distance: int = 1
 
     @property
     def n_units(self) -> int:
@@ -47,7 +49,7 @@ class Task:
         return bool(
             kept[self.keep].all()
             and all(count >= least for count, least in zip(counts, self.min_keep))
-            and (self.forbidden != kept).any(1).all()
+            and ((self.forbidden != kept).sum(1) >= self.min_distance).all()
         )
 
     def add_rows(self, builder: MipBuilder, gates: np.ndarray) -> None:
@@ -55,10 +57,10 @@ class Task:
         for units, least in zip(self.groups, self.min_keep):
             builder.add_row(gates[units], 1.0, lower=float(least))
         for mask in self.forbidden:
-            values, lower = no_good(mask)
+            values, lower = no_good(mask, self.min_distance)
             builder.add_row(gates, values, lower=lower)
 
 
-def no_good(mask: np.ndarray) -> tuple[np.ndarray, float]:
-    """Coefficients and lower limit of the row that only ``mask`` breaks."""
-    return np.where(mask, -1.0, 1.0), 1.0 - float(mask.sum())
+def no_good(mask: np.ndarray, distance: int = 1) -> tuple[np.ndarray, float]:
+    """Coefficients and lower limit of the row that masks closer to ``mask`` than ``distance`` break."""
+    return np.where(mask, -1.0, 1.0), distance - float(mask.sum())
