@@ -71,8 +71,7 @@ class Incumbents:
 
     def _path(self, start: np.ndarray) -> list[np.ndarray]:
         path, mask = [], start
-        if self.allowed(start):
-            self._judged([start])
+        self._judged([start])
         while not self._late:
             judged = self._judged(_removals(mask))
             if not judged:

@@ -127,18 +127,20 @@ def solve_sound(
     """
     begin = time.monotonic()
     deadline = math.inf if time_limit is None else begin + time_limit
-    result = SoundResult(SoundProgram(task, requirement))
-    result.bound = float(sum(max(int(task.keep[units].sum()), least)
-                             for units, least in zip(task.groups, task.min_keep)))
     early = begin + _START_SHARE * (deadline - begin) if time_limit else math.inf
     incumbents = Incumbents(task.oracle, requirement, task.targets, task.allowed, early, seed)
-    try:
+    stopped = False
+    try:  # before the program is built: there's an incumbent however little time is given
         for mask in [*([] if start is None else [start | task.keep]), np.ones(task.n_units, dtype=bool)]:
             incumbents.search(mask)
-        result.kept = incumbents.best
-        termination = _search(result, incumbents.seen, deadline, solver, threads, seed)
     except KeyboardInterrupt:
-        result.kept = incumbents.best if result.kept is None else result.kept
+        stopped = True
+    result = SoundResult(SoundProgram(task, requirement), incumbents.best)
+    result.bound = float(sum(max(int(task.keep[units].sum()), least)
+                             for units, least in zip(task.groups, task.min_keep)))
+    try:
+        termination = "interrupted" if stopped else _search(result, incumbents.seen, deadline, solver, threads, seed)
+    except KeyboardInterrupt:
         termination = "interrupted"
     if termination == "infeasible" and result.kept is None:
         raise _infeasible(task, requirement)
