@@ -9,32 +9,47 @@ from typing import TYPE_CHECKING
 from .lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from . import bounds, curvature, errors, estimate, game, graph, relu, solver, surgery, surrogates, testing
+    from . import (
+        bounds,
+        curvature,
+        errors,
+        estimate,
+        game,
+        graph,
+        relu,
+        solver,
+        study,
+        surgery,
+        surrogates,
+        testing,
+    )
     from .costs import BilinearCost, CostModel
     from .curvature import expand_gates, fit_linear_head
     from .errors import MipPruneError
-    from .estimate import banzhaf, compare, interactions, leave_one_out, semivalue, shapley
+    from .estimate import CutResolved, banzhaf, interactions, leave_one_out, semivalue, shapley
     from .game import Game, LayerGame, TableGame
     from .graph import UnitGraph, trace
     from .pruning import LossIncrease, Macs, Params, PruneResult, Units, prune
     from .solver import Problem, Solution, solve
+    from .study import compare
     from .surgery import PrunePlan, load, recalibrate_batch_norm, save, verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "bounds": "", "solver": "",
-    "surgery": "", "relu": "", "surrogates": "", "testing": "",
+    "surgery": "", "relu": "", "study": "", "surrogates": "", "testing": "",
     "BilinearCost": "costs", "CostModel": "costs",
     "MipPruneError": "errors",
     "UnitGraph": "graph", "trace": "graph",
     "Game": "game", "LayerGame": "game", "TableGame": "game",
-    "banzhaf": "estimate", "compare": "estimate", "interactions": "estimate", "leave_one_out": "estimate",
+    "CutResolved": "estimate", "banzhaf": "estimate", "interactions": "estimate", "leave_one_out": "estimate",
     "semivalue": "estimate", "shapley": "estimate",
     "expand_gates": "curvature", "fit_linear_head": "curvature",
     "Problem": "solver", "Solution": "solver", "solve": "solver",
     "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
     "prune": "pruning",
+    "compare": "study",
     "PrunePlan": "surgery", "load": "surgery", "recalibrate_batch_norm": "surgery", "save": "surgery",
     "verify": "surgery",
 }
@@ -48,6 +63,7 @@ __all__ = [
     "curvature",
     "bounds",
     "solver",
+    "study",
     "surgery",
     "relu",
     "surrogates",
@@ -60,8 +76,8 @@ __all__ = [
     "Game",
     "LayerGame",
     "TableGame",
+    "CutResolved",
     "banzhaf",
-    "compare",
     "interactions",
     "leave_one_out",
     "semivalue",
@@ -77,6 +93,7 @@ __all__ = [
     "PruneResult",
     "Units",
     "prune",
+    "compare",
     "PrunePlan",
     "load",
     "recalibrate_batch_norm",

@@ -13,8 +13,7 @@ from torch import fx
 
 from ..errors import TraceError
 from ..graph import Program, UnitGraph
-from ..graph.capture import describe, int_at, shape_at
-from ..graph.rules import is_integer_node
+from ..graph.capture import describe, int_at, is_integer_node, shape_at
 from .network import Affine, Gate, MaxPool, Node, PiecewiseLinear, Relu
 from .simplify import affine, simplified
 
@@ -87,8 +86,11 @@ class _Extraction:
         sources = {a.name: self.value_of[a.name] for a in node.all_input_nodes if a.name in self.value_of}
         first = node.args[0]
         read = self.program.read_of(node)
-        if read is not None and isinstance(first, fx.Node):
-            sources[first.name] = self._gated(first, read.dim, read.units.numpy())
+        if read is not None:
+            source = node.args[read.argument]
+            if read.masked is not None or read.batch != 0 or not isinstance(source, fx.Node):
+                raise TraceError(f"bounds can't gate what {describe(node)} reads")
+            sources[source.name] = self._gated(source, read.dim, read.units.numpy())
         only = next(iter(sources.values())) if len(sources) == 1 else -1
         if name in _SAME:
             return only
