@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING
 from .lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from . import curvature, errors, estimate, game, graph, solver, study, surgery, surrogates, testing
+    from . import (
+        bounds,
+        curvature,
+        errors,
+        estimate,
+        game,
+        graph,
+        relu,
+        solver,
+        study,
+        surgery,
+        surrogates,
+        testing,
+    )
     from .costs import BilinearCost, CostModel
     from .curvature import expand_gates, fit_linear_head
     from .errors import MipPruneError
@@ -38,8 +51,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "solver": "", "surgery": "",
-    "study": "", "surrogates": "", "testing": "",
+    "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "bounds": "", "solver": "",
+    "surgery": "", "relu": "", "study": "", "surrogates": "", "testing": "",
     "BilinearCost": "costs", "CostModel": "costs",
     "MipPruneError": "errors",
     "UnitGraph": "graph", "trace": "graph",
@@ -65,9 +78,11 @@ __all__ = [
     "game",
     "estimate",
     "curvature",
+    "bounds",
     "solver",
     "study",
     "surgery",
+    "relu",
     "surrogates",
     "testing",
     "BilinearCost",

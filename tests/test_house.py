@@ -29,7 +29,7 @@ ROWS = (
     ("estimate", "curvature", "bounds"),
     ("surrogates",),
     ("solver",),
-    ("surgery", "repair"),
+    ("surgery", "repair", "relu"),
     ("train",),
     ("study",),
     ("pruning",),
