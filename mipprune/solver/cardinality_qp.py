@@ -111,6 +111,7 @@ class ActiveSet:
         state.z = np.where(z < 1e-7, 0.0, np.where(z > 1.0 - 1e-7, 1.0, z))
         state.status = np.where(state.z <= 0.0, _LOW, np.where(state.z >= 1.0, _HIGH, _FREE)).astype(np.int8)
         free = state.status == _FREE
+        state.z[free] += (z.sum() - state.z.sum()) / max(1, free.sum())
         low, high = state.status == _LOW, state.status == _HIGH
         state.multiplier = float(gradient[free].mean()) if free.any() else float(gradient[low].min(initial=0.0))
         bent = np.where(low, np.maximum(gradient, state.multiplier), np.minimum(gradient, state.multiplier))

@@ -13,8 +13,8 @@ from ..surrogates.quadratic import Quadratic
 
 __all__ = ["FunctionOracle", "HeadOracle", "Oracle", "QuadraticOracle", "oracle_of"]
 
-#: Classes whose probability is below this are left out of a head's model curvature, which is no part of any bound.
-RARE = 1e-5
+#: Share of a head's curvature that is left out of its model, which is no part of any bound.
+RARE = 3.0
 
 
 class Oracle(abc.ABC):
@@ -92,6 +92,7 @@ class HeadOracle(Oracle):
         self.activations, self.weight, self.logits, self.targets = activations, weight, logits, targets
         self.scale, self.constant, self.slope = scale, constant, slope
         self._samples = np.arange(len(targets))
+        self._single = activations.astype(np.float32)
 
     @classmethod
     def of(cls, head: LinearHead, base: np.ndarray, free: np.ndarray) -> Self:
@@ -130,17 +131,19 @@ class HeadOracle(Oracle):
         return float(self.constant + self.slope @ z + self.scale * losses.sum()), gradient
 
     def curvature(self, z: np.ndarray) -> np.ndarray:
-        """``sum_k diag(a_k) W' (diag p_k - p_k p_k') W diag(a_k)``, one row per sample and likely class.  O(S u^2)."""
+        """``sum p_ki p_kj v v'`` with ``v = a_k o (W_i - W_j)`` over the samples k and the pairs of classes i < j.
+
+        That is the Gauss-Newton matrix, since ``diag p - p p' = sum_{i<j} p_i p_j (e_i - e_j)(e_i - e_j)'``, and most
+        samples have one pair that matters.
+        """
         _, p = self._losses(self._shifted(z))
-        centre = p @ self.weight
-        matrix = np.zeros((len(z), len(z)))
-        for c in range(len(self.weight)):
-            some = np.flatnonzero(p[:, c] > RARE)
-            rows = self.weight[c] - centre[some]
-            rows *= self.activations[some]
-            rows *= np.sqrt(self.scale * p[some, c])[:, None]
-            matrix += rows.T @ rows
-        return matrix
+        first, second = np.triu_indices(len(self.weight), 1)
+        weights = p[:, first] * p[:, second]
+        sample, pair = np.nonzero(weights > RARE * weights.mean())
+        rows = np.float32(self.weight[first] - self.weight[second])[pair]
+        rows *= self._single[sample]
+        rows *= np.sqrt(self.scale * weights[sample, pair]).astype(np.float32)[:, None]
+        return np.asarray(rows.T @ rows, dtype=np.float64)
 
     def values_around(self, z: np.ndarray, moves: list[np.ndarray]) -> np.ndarray:
         """O(S C) per move and unit, where a fresh evaluation takes O(S C u)."""
