@@ -5,6 +5,7 @@ The set is ``{z in [0, 1]^n : sum z = r}``: r of n units are removed, fractions 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Self
 
 import numpy as np
@@ -102,10 +103,7 @@ class ActiveSet:
         """The minimiser of the quadratic that has this gradient and curvature at ``z``, sought from ``z``.
 
         ``z`` (shape (n,), in the box) is the minimiser for some other gradient, and the two gradients' difference is a
-        tilt.
-
-        Raises:
-            StalledError: numerical trouble.
+        tilt.  Numerical trouble leaves a point on the way.
         """
         state = cls(gradient, curvature)
         state.z = np.where(z < 1e-7, 0.0, np.where(z > 1.0 - 1e-7, 1.0, z))
@@ -117,7 +115,8 @@ class ActiveSet:
         bent = np.where(low, np.maximum(gradient, state.multiplier), np.minimum(gradient, state.multiplier))
         bent[free] = state.multiplier
         state.linear = bent - state.curvature @ state.z
-        state.tilt(gradient - bent)
+        with contextlib.suppress(StalledError):
+            state.tilt(gradient - bent)
         return state
 
     def copy(self) -> Self:

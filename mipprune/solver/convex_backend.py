@@ -8,7 +8,7 @@ import numpy as np
 
 from .backend import Backend
 from .cardinality_convex import relax_convex
-from .cardinality_qp import ActiveSet, StalledError, project_capped_simplex, tangent_bounds
+from .cardinality_qp import ActiveSet, project_capped_simplex, tangent_bounds
 from .convex_tree import ConvexTree
 from .local_search import LocalSearch
 from .masks import costs_of
@@ -146,10 +146,7 @@ class _Sizes:
         for _ in range(12):
             if best_value - self.bounds[size] <= tolerance or self.bounds[size] > self.cutoff:
                 break
-            try:
-                state = ActiveSet.near(z, gradient, self.oracle.curvature(z))
-            except StalledError:
-                break
+            state = ActiveSet.near(z, gradient, self.oracle.curvature(z))
             step = 1.0
             while True:
                 trial = z + step * (state.z - z)

@@ -47,11 +47,7 @@ class ConvexTree:
         self.dropped = np.inf  # least bound among the nodes that were cut off
         self.nodes = 0
         gradient = oracle.value_and_gradient(z)[1]
-        try:
-            root = ActiveSet.near(z, gradient, oracle.curvature(z))
-        except StalledError as stalled:
-            raise ValueError("the relaxation's first model could not be solved") from stalled
-        self._settle(root, -np.inf)
+        self._settle(ActiveSet.near(z, gradient, oracle.curvature(z)), -np.inf)
 
     @property
     def bound(self) -> float:

@@ -139,7 +139,7 @@ class HeadOracle(Oracle):
         _, p = self._losses(self._shifted(z))
         first, second = np.triu_indices(len(self.weight), 1)
         weights = p[:, first] * p[:, second]
-        sample, pair = np.nonzero(weights > RARE * weights.mean())
+        sample, pair = np.nonzero(weights > RARE * weights.sum() / max(1, weights.size))
         rows = np.float32(self.weight[first] - self.weight[second])[pair]
         rows *= self._single[sample]
         rows *= np.sqrt(self.scale * weights[sample, pair]).astype(np.float32)[:, None]
