@@ -21,7 +21,7 @@ __all__ = ["ConvexTrees", "counts_alone"]
 #: Share of the time left that goes into incumbents before branching.
 SEARCH_SHARE = 0.25
 #: Most units whose relaxation is finished by Newton steps.
-NEWTON_UNITS = 1500
+NEWTON_UNITS = 256
 #: Roundings at random that decide which samples matter around a relaxation, and the share of the gap given away there.
 PROBES, GIVEN_AWAY = 8, 0.01
 
@@ -201,15 +201,28 @@ class _Sizes:
         def goes_on() -> bool:
             return search.seconds < stop and not search.out_of_time
 
+        point = self.points[size]
         if self.cost is None:
-            local.search(self.points[size], size, -math.inf, goes_on)
+            local.search(point, size, -math.inf, goes_on)
             return
-        for r in np.argsort(self.cost, kind="stable"):
-            if self.bounds[r] > self.limit or self.cost[r] >= search.objective:
-                continue
-            local.search(self.points[size], int(r), self.limit, goes_on)
-            if search.objective <= self.cost[r]:
+        sizes = [int(r) for r in np.argsort(self.cost, kind="stable") if self.bounds[r] <= self.limit]
+        low, high = 0, 0  # the masks of sizes[high:] are easy to find, those of sizes[:low] weren't
+        while high < len(sizes) and goes_on():
+            if self.cost[sizes[high]] >= search.objective:
                 break
+            local.descend(point, sizes[high])
+            if search.objective <= self.cost[sizes[high]]:
+                break
+            low, high = high + 1, 2 * high + 1
+        while low < high and goes_on():
+            middle = (low + high) // 2
+            local.descend(point, sizes[min(middle, len(sizes) - 1)])
+            low, high = (low, middle) if search.objective <= self.cost[sizes[middle]] else (middle + 1, high)
+        for r in reversed(sizes):
+            if self.cost[r] < search.objective:
+                local.search(point, r, self.limit, goes_on)
+                if search.objective > self.cost[r]:
+                    break
 
     def _branch(self, size: int) -> None:
         search = self.search

@@ -11,8 +11,8 @@ from .oracles import Oracle
 
 __all__ = ["LocalSearch"]
 
-#: Units that may change sides: those nearest to it in the relaxation.
-WINDOW = 400
+#: Units that may change sides, those nearest to it in the relaxation: at least, and at most.
+WINDOW, WIDEST = 400, 1200
 #: Exchanges that are evaluated exactly when the model has no better mask.
 SHORTLIST = 48
 #: Kicks without success before giving up.
@@ -26,29 +26,10 @@ class LocalSearch:
         self.oracle, self.offer = oracle, offer
         self.rng = np.random.default_rng(seed)
 
-    def search(self, point: np.ndarray, size: int, enough: float, goes_on: Callable[[], bool]) -> np.ndarray:
-        """A removal mask (bool, (m,)) of ``size`` units near a relaxation's ``point``; stops at values up to ``enough``.
-        """
-        value, gradient = self.oracle.value_and_gradient(point)
-        # how far each unit is from the other side: by its value, and where that is settled by its reduced cost
-        order = np.lexsort((gradient, -point))
-        border = float(np.median(gradient[(point > 1e-6) & (point < 1 - 1e-6)])) if ((point > 1e-6) & (point < 1 - 1e-6)).any() else float(np.median(gradient))
-        start = np.zeros(len(point), dtype=bool)
-        start[order[:size]] = True
-        distance = np.abs(gradient - border)
-        distance[(point > 1e-6) & (point < 1 - 1e-6)] = 0.0
-        changed = start != (point > 0.5)
-        distance[changed] = 0.0
-        window = np.sort(np.argsort(distance, kind="stable")[:WINDOW])
-        full = start.astype(np.float64)
-        oracle = self.oracle.restrict(full, window, np.zeros((0, len(point))), 0.0)
-
-        def offer(mask: np.ndarray) -> None:
-            whole = start.copy()
-            whole[window] = mask
-            self.offer(whole)
-
-        mask, value, gradient, curvature = self._descend(oracle, start[window], goes_on)
+    def search(self, point: np.ndarray, size: int, enough: float, goes_on: Callable[[], bool]) -> None:
+        """Removal masks of ``size`` units near a relaxation's ``point``; stops at values up to ``enough``."""
+        oracle, mask, offer = self._window(point, size)
+        mask, value, gradient, curvature = self._descend(oracle, mask, goes_on)
         offer(mask)
         failures = 0
         while value > enough and failures < PATIENCE and goes_on():
@@ -61,9 +42,30 @@ class LocalSearch:
                 failures = 0
             else:
                 failures += 1
-        whole = start.copy()
-        whole[window] = mask
-        return whole
+
+    def descend(self, point: np.ndarray, size: int) -> None:
+        """One descent from the rounded ``point``."""
+        oracle, mask, offer = self._window(point, size)
+        offer(self._descend(oracle, mask, lambda: True)[0])
+
+    def _window(self, point: np.ndarray, size: int) -> tuple[Oracle, np.ndarray, Callable[[np.ndarray], None]]:
+        """The units near to changing sides: ``f`` of them, where they stand after rounding, and how to offer them."""
+        gradient = self.oracle.value_and_gradient(point)[1]
+        start = np.zeros(len(point), dtype=bool)
+        start[np.lexsort((gradient, -point))[:size]] = True
+        near = ((point > 1e-6) & (point < 1.0 - 1e-6)) | (start != (point > 0.5))
+        price = float(np.median(gradient[near])) if near.any() else float(np.median(gradient))
+        distance = np.where(near, 0.0, np.abs(gradient - price))
+        width = min(max(WINDOW, 3 * int(near.sum())), WIDEST)
+        window = np.sort(np.argsort(distance, kind="stable")[:width])
+        oracle = self.oracle.restrict(start.astype(np.float64), window, np.zeros((0, len(point))), 0.0)
+
+        def offer(mask: np.ndarray) -> None:
+            whole = start.copy()
+            whole[window] = mask
+            self.offer(whole)
+
+        return oracle, start[window], offer
 
     def _descend(
         self, oracle: Oracle, mask: np.ndarray, goes_on: Callable[[], bool]
