@@ -4,6 +4,7 @@ from .api import solve
 from .curve import SizeCurve, size_curve
 from .linear import LinearMip, MipBuilder
 from .linear_solver import LinearOutcome
+from .pool import Pool, near_optimal
 from .problem import Evaluation, Problem
 from .recombine import Recombination, recombine
 from .registry import solve_linear
@@ -14,10 +15,12 @@ __all__ = [
     "LinearMip",
     "LinearOutcome",
     "MipBuilder",
+    "Pool",
     "Problem",
     "Recombination",
     "SizeCurve",
     "Solution",
+    "near_optimal",
     "recombine",
     "size_curve",
     "solve",

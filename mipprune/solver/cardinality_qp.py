@@ -202,7 +202,8 @@ class ActiveSet:
 
     def _follow(self, distance: float, force: np.ndarray, rise: float, driver: int | None = None) -> None:
         """Follow the minimiser for ``distance``; per unit of it the gradient is pushed by ``force`` (what the driver's
-        own move or a tilt adds), and the free units' sum changes by ``rise``."""
+        own move or a tilt adds), and the free units' sum changes by ``rise``.
+        """
         for _ in range(10 * len(self.z) + 100):
             if distance <= 1e-13:
                 return

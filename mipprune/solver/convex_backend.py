@@ -6,13 +6,14 @@ import math
 
 import numpy as np
 
+from ..errors import SolverError
 from .backend import Backend
 from .cardinality_convex import relax_convex
 from .cardinality_qp import ActiveSet, project_capped_simplex, tangent_bounds
 from .convex_tree import ConvexTree
 from .local_search import LocalSearch
 from .masks import costs_of
-from .oracles import Oracle, oracle_of
+from .oracles import oracle_of
 from .problem import Problem
 from .search import Search
 
@@ -22,6 +23,8 @@ __all__ = ["ConvexTrees", "counts_alone"]
 SEARCH_SHARE = 0.25
 #: Most units whose relaxation is finished by Newton steps.
 NEWTON_UNITS = 256
+#: Most undecided units that are branched on.
+TREE_UNITS = 1200
 #: Roundings at random that decide which samples matter around a relaxation, and the share of the gap given away there.
 PROBES, GIVEN_AWAY = 8, 0.01
 
@@ -40,6 +43,10 @@ class ConvexTrees(Backend):
     """
 
     def run(self, search: Search, start: np.ndarray | None) -> str:
+        if not counts_alone(search.problem):
+            raise SolverError(
+                f"solver 'nlp' takes problems of one group, this one has {len(search.problem.costs.groups)}: use 'scip'"
+            )
         work = _Sizes(search)
         if start is not None:
             search.offer(start)
@@ -50,7 +57,8 @@ class ConvexTrees(Backend):
                 return "infeasible" if search.kept is None else "optimal"
             if search.out_of_time:
                 return "time_limit"
-            work.advance(size)
+            if not work.advance(size):
+                return "time_limit" if search.out_of_time else "iteration_limit"
 
 
 class _Sizes:
@@ -73,7 +81,7 @@ class _Sizes:
         self.bounds = np.where(allowed, -math.inf, math.inf)  # on the drop
         self.points: dict[int, np.ndarray] = {}
         self.last = np.full(m, 0.5)
-        self.searched = False
+        self.searched, self.rounds = False, 0
         self._tangent(np.zeros(m))
 
     # -- which size is next ----------------------------------------------------------------------------------------
@@ -88,7 +96,7 @@ class _Sizes:
         lows = self.lows()
         size = int(lows.argmin())
         self.search.raise_bound(min(float(lows[size]), self.search.objective))
-        return None if not math.isfinite(lows[size]) and lows[size] > 0 or self.search.closed else size
+        return None if (not math.isfinite(lows[size]) and lows[size] > 0) or self.search.closed else size
 
     @property
     def cutoff(self) -> float:
@@ -100,15 +108,23 @@ class _Sizes:
 
     # -- what is done about it -------------------------------------------------------------------------------------
 
-    def advance(self, size: int) -> None:
-        """Relax the size if it wasn't yet; else look for incumbents, once; else branch."""
+    def advance(self, size: int) -> bool:
+        """Relax the size if it wasn't yet; else look for incumbents, once; else branch.  ``False`` if all was done."""
         if size not in self.points:
             self._relax(size)
-        elif not self.searched:
+            return True
+        if not self.searched:
             self.searched = True
             self._look_for_masks(size)
-        else:
-            self._branch(size)
+            return True
+        point, loose = self._settled(size)
+        if len(loose) <= TREE_UNITS:
+            self._branch(size, point, loose)
+            return True
+        before = self.search.objective  # too many for a tree: what helps is a better incumbent
+        self.rounds += 1
+        self._look_for_masks(size)
+        return self.search.objective < before
 
     def _tangent(self, z: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = self.oracle.value_and_gradient(z)
@@ -194,7 +210,7 @@ class _Sizes:
     def _look_for_masks(self, size: int) -> None:
         """Masks of the size, or if a cost is minimised and none is found, of the next cheapest sizes."""
         search = self.search
-        local = LocalSearch(self.oracle, self._offer, seed=search.seed)
+        local = LocalSearch(self.oracle, self._offer, seed=search.seed + self.rounds)
         share = 10.0 if search.remaining is None else SEARCH_SHARE * search.remaining
         stop = search.seconds + share
 
@@ -224,9 +240,8 @@ class _Sizes:
                 if search.objective > self.cost[r]:
                     break
 
-    def _branch(self, size: int) -> None:
+    def _branch(self, size: int, point: np.ndarray, loose: np.ndarray) -> None:
         search = self.search
-        point, loose = self._settled(size)
         settled_mask = point > 0.5
         if len(loose) == 0:
             self._offer(settled_mask)

@@ -1,4 +1,4 @@
-"""Good masks of one size under a convex function: exchanges on a quadratic model, decided by exact values, and kicks."""
+"""Good masks of one size under a convex function: exchanges on a quadratic model, and kicks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WINDOW, WIDEST = 400, 1200
 #: Exchanges that are evaluated exactly when the model has no better mask.
 SHORTLIST = 48
 #: Kicks without success before giving up.
-PATIENCE = 60
+PATIENCE = 100
 
 
 class LocalSearch:
@@ -44,7 +44,7 @@ class LocalSearch:
                 failures += 1
 
     def descend(self, point: np.ndarray, size: int) -> None:
-        """One descent from the rounded ``point``."""
+        """One descent from a ``point``, rounded."""
         oracle, mask, offer = self._window(point, size)
         offer(self._descend(oracle, mask, lambda: True)[0])
 
@@ -73,11 +73,14 @@ class LocalSearch:
         """Best masks of quadratic models, each around the last, while the exact value falls; then single exchanges."""
         z = mask.astype(np.float64)
         value, gradient = oracle.value_and_gradient(z)
-        curvature = oracle.curvature(z)
+        curvature, stale = oracle.curvature(z), False
         while goes_on():
             trial = exchange(gradient - curvature @ z, curvature, mask)
             trial_value, trial_gradient = oracle.value_and_gradient(trial.astype(np.float64))
             if trial_value >= value - 1e-12 * abs(value):
+                if stale:  # the curvature is the costly part, so it is kept while it serves
+                    curvature, stale = oracle.curvature(z), False
+                    continue
                 moves = self._exchanges(mask, gradient, curvature)
                 if oracle.is_quadratic or not moves:
                     break
@@ -87,8 +90,7 @@ class LocalSearch:
                 trial = mask.copy()
                 trial[moves[int(values.argmin())]] ^= True
                 trial_value, trial_gradient = oracle.value_and_gradient(trial.astype(np.float64))
-            mask, z, value, gradient = trial, trial.astype(np.float64), trial_value, trial_gradient
-            curvature = oracle.curvature(z)
+            mask, z, value, gradient, stale = trial, trial.astype(np.float64), trial_value, trial_gradient, True
         return mask, value, gradient, curvature
 
     def _exchanges(self, mask: np.ndarray, gradient: np.ndarray, curvature: np.ndarray) -> list[np.ndarray]:
