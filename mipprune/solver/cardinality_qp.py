@@ -110,7 +110,7 @@ class ActiveSet:
         state.status = np.where(state.z <= 0.0, _LOW, np.where(state.z >= 1.0, _HIGH, _FREE)).astype(np.int8)
         free = state.status == _FREE
         state.z[free] += (z.sum() - state.z.sum()) / max(1, free.sum())
-        low, high = state.status == _LOW, state.status == _HIGH
+        low = state.status == _LOW
         state.multiplier = float(gradient[free].mean()) if free.any() else float(gradient[low].min(initial=0.0))
         bent = np.where(low, np.maximum(gradient, state.multiplier), np.minimum(gradient, state.multiplier))
         bent[free] = state.multiplier

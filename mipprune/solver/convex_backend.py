@@ -11,6 +11,7 @@ from .backend import Backend
 from .cardinality_convex import relax_convex
 from .cardinality_qp import ActiveSet, project_capped_simplex, tangent_bounds
 from .convex_tree import ConvexTree
+from .improve import round_by
 from .local_search import LocalSearch
 from .masks import costs_of
 from .oracles import oracle_of
@@ -51,6 +52,8 @@ class ConvexTrees(Backend):
         if start is not None:
             search.offer(start)
         search.offer(~search.problem.remove)
+        slope = search.problem.surrogate.drop_and_gradient(work.base)[1]
+        search.offer(round_by(search.problem, -slope))
         while True:
             size = work.next_open()
             if size is None:
@@ -134,7 +137,7 @@ class _Sizes:
     def _relax(self, size: int) -> None:
         """Raise the bound of a size until the cutoff, or as far as a relaxation can."""
         cutoff = self.cutoff
-        scale = max(abs(cutoff) if math.isfinite(cutoff) else 0.0, 1e-9 * abs(self.oracle.value_and_gradient(self.last)[0]))
+        scale = abs(cutoff if math.isfinite(cutoff) else self.oracle.value_and_gradient(self.last)[0])
 
         def goes_on() -> bool:
             return not self.search.out_of_time
