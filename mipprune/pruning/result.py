@@ -9,13 +9,14 @@ import os
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from ..records import Record
 from ..solver import Solution
-from ..surgery import PrunePlan, Verification, save
+from ..surgery import PrunePlan, Verification, save, transfer_optimizer
 from .measure import Quality
 from .search import Stage
 
@@ -166,6 +167,13 @@ class PruneResult:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the pruned network and its plan to one safetensors file; ``mipprune.load(path, dense)`` reads it."""
         save(path, self.model, self.plan)
+
+    def transfer_optimizer(self, optimizer: torch.optim.Optimizer, dense: nn.Module) -> torch.optim.Optimizer:
+        """An optimizer of :attr:`model` that goes on where the ``dense`` network's ``optimizer`` stopped.
+
+        See :func:`mipprune.surgery.transfer_optimizer`.
+        """
+        return transfer_optimizer(self.plan, dense, self.model, optimizer)
 
     def __str__(self) -> str:
         return str(self.report)

@@ -1,9 +1,10 @@
 """surgery: from a mask to a really smaller network, checked against the masked one."""
 
 from .io import load, load_plan, save
+from .optimizer import transfer_optimizer
 from .plan import KeptUnits, PrunePlan, TensorCut
 from .repair import recalibrate_batch_norm
 from .verify import Verification, verify
 
 __all__ = ["KeptUnits", "PrunePlan", "TensorCut", "Verification", "load", "load_plan", "recalibrate_batch_norm",
-           "save", "verify"]
+           "save", "transfer_optimizer", "verify"]
