@@ -9,22 +9,23 @@ from typing import TYPE_CHECKING
 from .lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from . import curvature, errors, estimate, game, graph, solver, surgery, surrogates, testing
+    from . import curvature, errors, estimate, game, graph, latency, solver, surgery, surrogates, testing
     from .costs import BilinearCost, CostModel
     from .curvature import expand_gates, fit_linear_head
     from .errors import MipPruneError
     from .estimate import banzhaf, compare, interactions, leave_one_out, semivalue, shapley
     from .game import Game, LayerGame, TableGame
     from .graph import UnitGraph, trace
-    from .pruning import LossIncrease, Macs, Params, PruneResult, Units, prune
+    from .latency import LatencyTable, compare_latency, measure_latency
+    from .pruning import Latency, LossIncrease, Macs, Params, PruneResult, Units, prune
     from .solver import Problem, Solution, solve
-    from .surgery import PrunePlan, load, recalibrate_batch_norm, save, verify
+    from .surgery import PrunePlan, load, recalibrate_batch_norm, save, transfer_optimizer, verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "solver": "", "surgery": "",
-    "surrogates": "", "testing": "",
+    "latency": "", "surrogates": "", "testing": "",
     "BilinearCost": "costs", "CostModel": "costs",
     "MipPruneError": "errors",
     "UnitGraph": "graph", "trace": "graph",
@@ -32,11 +33,13 @@ _HOMES = {
     "banzhaf": "estimate", "compare": "estimate", "interactions": "estimate", "leave_one_out": "estimate",
     "semivalue": "estimate", "shapley": "estimate",
     "expand_gates": "curvature", "fit_linear_head": "curvature",
+    "LatencyTable": "latency", "compare_latency": "latency", "measure_latency": "latency",
     "Problem": "solver", "Solution": "solver", "solve": "solver",
-    "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
+    "Latency": "pruning", "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning",
+    "PruneResult": "pruning", "Units": "pruning",
     "prune": "pruning",
     "PrunePlan": "surgery", "load": "surgery", "recalibrate_batch_norm": "surgery", "save": "surgery",
-    "verify": "surgery",
+    "transfer_optimizer": "surgery", "verify": "surgery",
 }
 __getattr__ = lazy_attributes(__name__, _HOMES)
 __all__ = [
@@ -48,6 +51,7 @@ __all__ = [
     "curvature",
     "solver",
     "surgery",
+    "latency",
     "surrogates",
     "testing",
     "BilinearCost",
@@ -66,9 +70,13 @@ __all__ = [
     "shapley",
     "expand_gates",
     "fit_linear_head",
+    "LatencyTable",
+    "compare_latency",
+    "measure_latency",
     "Problem",
     "Solution",
     "solve",
+    "Latency",
     "LossIncrease",
     "Macs",
     "Params",
@@ -79,5 +87,6 @@ __all__ = [
     "load",
     "recalibrate_batch_norm",
     "save",
+    "transfer_optimizer",
     "verify",
 ]

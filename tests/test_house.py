@@ -30,6 +30,7 @@ ROWS = (
     ("surrogates",),
     ("solver",),
     ("surgery", "repair"),
+    ("latency",),
     ("train",),
     ("study",),
     ("pruning",),

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from ..latency import LatencyComparison
+from ..latency.fit import FEMTOSECONDS
 from ..records import Record
 from ..solver import Solution
 from ..surgery import PrunePlan, Verification, save, transfer_optimizer
@@ -52,6 +54,7 @@ class PruneReport(Record):
         verification: masked network against the smaller one, before repair.
         repair: what was repaired after surgery.
         seconds: wall-clock time of everything.
+        latency: with a latency budget, the dense and the pruned network timed in pairs after everything else.
     """
 
     task: str
@@ -70,6 +73,7 @@ class PruneReport(Record):
     verification: Verification
     repair: tuple[str, ...]
     seconds: float
+    latency: LatencyComparison | None = None
 
     @property
     def predicted_drop(self) -> float:
@@ -111,6 +115,10 @@ class PruneReport(Record):
         for resource in ("macs", "params"):
             dense, pruned = self.costs_dense[resource], self.costs_pruned[resource]
             costs.add_row(resource, f"{dense:,}", f"{pruned:,} ({pruned / dense:.1%})", "")
+        if self.latency is not None:
+            times = [c["latency"] / FEMTOSECONDS for c in (self.costs_dense, self.costs_pruned)]
+            costs.add_row("latency, predicted", *_times(*times, self.ratio("latency")), "")
+            costs.add_row("latency, measured", *_times(self.latency.dense, self.latency.pruned, self.latency.ratio), "")
         n = f"held-out ({self.pruned.n_samples} samples)"
         costs.add_row(f"{n} accuracy", *(f"{q.accuracy:.2%}" for q in (self.dense, self.pruned, self.baseline)))
         costs.add_row(f"{n} loss", *(f"{q.loss:.4f}" for q in (self.dense, self.pruned, self.baseline)))
@@ -138,6 +146,10 @@ class PruneReport(Record):
         ]
         lines += [f"not prunable: {line}" for line in self.pinned]
         return "\n".join(lines)
+
+
+def _times(dense: float, pruned: float, ratio: float) -> tuple[str, str]:
+    return f"{dense * 1e3:.4g} ms", f"{pruned * 1e3:.4g} ms ({ratio:.1%})"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,6 +88,7 @@ def recombine(
     requirements = _requirements(curves, costs, objective, max_drop, budgets)
     upper = Choices(tuple(c.counts[::-1] for c in curves), tuple(c.upper[::-1] for c in curves))
     lower = Choices(tuple(np.arange(c.fewest, c.most + 1) for c in curves), tuple(c.all_lower for c in curves))
+    lower = lower.where([np.isfinite(drops) for drops in lower.drops])  # sizes that no allowed mask has
     same = all(len(u) == len(b) and (u == b).all() for u, b in zip(upper.drops, lower.drops))
     if requirements.monotone:
         upper, lower = upper.undominated(), lower.undominated().coarse(BOUND_SIZES)
