@@ -116,8 +116,8 @@ class PruneReport(Record):
             dense, pruned = self.costs_dense[resource], self.costs_pruned[resource]
             costs.add_row(resource, f"{dense:,}", f"{pruned:,} ({pruned / dense:.1%})", "")
         if self.latency is not None:
-            times = [c["latency"] / FEMTOSECONDS for c in (self.costs_dense, self.costs_pruned)]
-            costs.add_row("latency, predicted", *_times(*times, self.ratio("latency")), "")
+            predicted = [c["latency"] / FEMTOSECONDS for c in (self.costs_dense, self.costs_pruned)]
+            costs.add_row("latency, predicted", *_times(predicted[0], predicted[1], self.ratio("latency")), "")
             costs.add_row("latency, measured", *_times(self.latency.dense, self.latency.pruned, self.latency.ratio), "")
         n = f"held-out ({self.pruned.n_samples} samples)"
         costs.add_row(f"{n} accuracy", *(f"{q.accuracy:.2%}" for q in (self.dense, self.pruned, self.baseline)))
