@@ -276,6 +276,7 @@ def test_restricted_curves_against_enumeration(exact: bool, objective: str, monk
         best = macs[drops <= 0.3].min() if objective == "macs" else drops[macs <= limits["budgets"]["macs"]].min()
         assert found.bound <= best + 1e-7 <= found.objective + 2e-7
         if exact:
+            assert found.proved
             assert found.objective == pytest.approx(best, abs=1e-7)
     with pytest.raises(BudgetError, match="is allowed"):
         curves[0].restricted(np.array([3]))
