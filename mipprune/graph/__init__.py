@@ -1,8 +1,8 @@
 """graph: which units a network has, how they are tied, what they cost, and how to run it masked."""
 
+from .context import Context, Value, register_rule
 from .program import Program
-from .rules import Context, Value, register_rule
 from .trace import trace
-from .units import Pinned, UnitGraph, UnitGroup
+from .units import AttributeSite, Pinned, UnitGraph, UnitGroup
 
-__all__ = ["Context", "Pinned", "Program", "UnitGraph", "UnitGroup", "Value", "register_rule", "trace"]
+__all__ = ["AttributeSite", "Context", "Pinned", "Program", "UnitGraph", "UnitGroup", "Value", "register_rule", "trace"]

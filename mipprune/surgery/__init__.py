@@ -2,9 +2,9 @@
 
 from .io import load, load_plan, save
 from .optimizer import transfer_optimizer
-from .plan import KeptUnits, PrunePlan, TensorCut
+from .plan import AttributeRepair, KeptUnits, PrunePlan, TensorCut
 from .repair import recalibrate_batch_norm
 from .verify import Verification, verify
 
-__all__ = ["KeptUnits", "PrunePlan", "TensorCut", "Verification", "load", "load_plan", "recalibrate_batch_norm",
-           "save", "transfer_optimizer", "verify"]
+__all__ = ["AttributeRepair", "KeptUnits", "PrunePlan", "TensorCut", "Verification", "load", "load_plan",
+           "recalibrate_batch_norm", "save", "transfer_optimizer", "verify"]
