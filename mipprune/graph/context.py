@@ -11,7 +11,8 @@ import torch
 from torch import fx
 
 from ..errors import TraceError
-from .capture import Capture, describe, module_path, shape_at
+from .capture import Capture, shape_at
+from .describe import describe, module_path
 from .labels import LabelSpace, Site
 from .sizes import AttributeSize, Expression, TensorSize, integers
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from .capture import Capture, describe, int_at, is_integer_node
+from .capture import Capture, int_at, is_integer_node
 from .context import Masked, MaskEdge, batch_dim
+from .describe import describe
 
 __all__ = ["Prefix", "Program"]
 
@@ -56,7 +57,8 @@ class Program:
                 index = torch.from_numpy(np.where(numbers < 0, n_units, numbers))
                 source = edge.node.args[edge.argument]
                 assert isinstance(source, fx.Node)
-                self._reads[edge.node.name] = _Read(edge.dim, index, edge.argument, edge.masked, batch_dim(source.meta["val"]))
+                batch = batch_dim(source.meta["val"])
+                self._reads[edge.node.name] = _Read(edge.dim, index, edge.argument, edge.masked, batch)
 
     def read_of(self, node: fx.Node) -> _Read | None:
         """The units that ``node`` reads, and along which dimension of which argument."""
@@ -208,7 +210,7 @@ def _masked_call(
 ) -> Any:
     """The operation on what the gates leave of the argument that is read."""
     x = args[read.argument]
-    gate = _gate_like(x, padded[..., read.units.to(padded.device)], read)
+    gate = _gate_like(x, padded[..., read.units.to(padded.device)], read).to(x.dtype)
     if read.masked is not None:
         return read.masked(target, args, kwargs, gate)
     return target(*args[: read.argument], x * gate, *args[read.argument + 1 :], **kwargs)

@@ -129,6 +129,7 @@ class Recorder(TorchFunctionMode):
         arguments: per call the integers among its arguments, in order.
         numeric: expressions whose value entered the computation as a number (a scale), not as a size.
         attributes: the value of every integer attribute.
+        same: result of a call -> the earlier result of the same shape that it was made from.
     """
 
     def __init__(self, deadline: float = float("inf")) -> None:
@@ -136,6 +137,7 @@ class Recorder(TorchFunctionMode):
         self.arguments: dict[int, list[Origin]] = {}
         self.numeric: set[Expression] = set()
         self.attributes: dict[AttributeSize, int] = {}
+        self.same: dict[tuple[int, int | None], tuple[int, int | None]] = {}
         self.deadline = deadline
         self._calls: dict[int, tuple[int, int | None]] = {}
         self._alive: list[Any] = []
@@ -155,9 +157,14 @@ class Recorder(TorchFunctionMode):
             return self._sized(args[0], function(*plain_args, **plain_kwargs), plain_args[1:], plain_kwargs)
         call = len(self.arguments) + 1
         self.arguments[call] = [_origin(x) for x in integers((args, kwargs))]
-        with _marked(call):
+        with _marked(call) as marked:
             out = function(*plain_args, **plain_kwargs)
+        if not marked.found:  # an operation that changed nothing handed its argument on
+            return out
         if isinstance(out, torch.Tensor):
+            before = self._calls.get(id(args[0])) if args else None
+            if before is not None and args[0].shape == out.shape:
+                self.same[call, None] = before
             self._remember(out, (call, None))
         elif isinstance(out, (tuple, list)):
             for i, tensor in enumerate(out):
@@ -192,22 +199,26 @@ class _marked:
 
     def __init__(self, call: int) -> None:
         self.call = call
+        self.found = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _marked:
         mode = torch.fx.experimental.proxy_tensor.get_proxy_mode()
-        self.nodes = None if mode is None else mode.tracer.graph.nodes
-        self.last = None if self.nodes is None else next(iter(reversed(self.nodes)), None)
+        self.nodes = () if mode is None else mode.tracer.graph.nodes
+        self.last = next(iter(reversed(self.nodes)), None)
+        return self
 
     def __exit__(self, *_: object) -> None:
-        for node in reversed(self.nodes or ()):
+        for node in reversed(self.nodes):
             if node is self.last:
                 return
             node.meta.setdefault("custom", {})["call"] = self.call
+            self.found = True
 
 
 def instrumented(model: nn.Module, recorder: Recorder) -> nn.Module:
     """A copy of ``model`` that shares its tensors, whose integer attributes are :class:`Size` and whose forward
-    records into ``recorder``."""
+    records into ``recorder``.
+    """
     tensors = [*model.parameters(), *model.buffers()]
     clone = copy.deepcopy(model, {id(t): t for t in tensors})
     for path, module in clone.named_modules():

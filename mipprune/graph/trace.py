@@ -11,8 +11,9 @@ from torch import fx, nn
 
 from ..errors import ModelStateError, TraceError
 from . import rules  # noqa: F401 - importing them registers them
-from .capture import Capture, capture, describe, is_integer_node, shape_at
+from .capture import Capture, capture, is_integer_node, shape_at
 from .context import Context, Value, apply_rule
+from .describe import describe
 from .labels import LabelSpace
 from .program import Program
 from .resolve import resolve_sizes

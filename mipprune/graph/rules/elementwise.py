@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from ...errors import ModelStateError
-from ..capture import describe
 from ..context import Context, Labels, Value, register_rule
+from ..describe import describe
 
 
 def names(*operations: str) -> list[str]:

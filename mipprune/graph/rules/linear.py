@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ...errors import TraceError
-from ..capture import describe
 from ..context import Context, Labels, Value, register_rule
+from ..describe import describe
 
 
 @register_rule("aten.linear.default")

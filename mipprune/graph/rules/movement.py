@@ -66,7 +66,8 @@ def _reshape(c: Context, *args: Any, **kwargs: Any) -> Any:
 
 def _preferred(c: Context, before: Labels, after: Labels, sizes_at: int | None) -> int | None:
     """Where units go when a reshape splits the dimension they lie along: the first size that isn't a plain number,
-    when an attention follows; else the largest such size."""
+    when an attention follows; else the largest such size.
+    """
     if sizes_at is None:
         return None
     sizes: Any = c.node.args[sizes_at]
@@ -253,7 +254,7 @@ def _index(c: Context, x: Value, *rest: Any) -> Any:
     carry, along = c.carry(x)
     if carry is None:
         return c.zeros()
-    taken = indices is None or carry < len(indices) and indices[carry] is not None
+    taken = indices is None or (carry < len(indices) and indices[carry] is not None)
     if taken or len([i for i in indices if i is not None]) != 1:
         c.pin(along, "units are taken out by index")
         return c.zeros()

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from ...errors import ModelStateError
-from ..capture import describe
 from ..context import Context, Labels, Masked, Value, register_rule
+from ..describe import describe
 from ..masked import masked_group_norm, masked_layer_norm, masked_rms_norm, masked_softmax
 
 

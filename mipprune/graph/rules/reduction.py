@@ -110,8 +110,8 @@ def _pad(c: Context, x: Value, widths: Any, *_: Any) -> Labels:
     if c.shape[carry] == x.labels.shape[carry]:
         return c.spread(labels, carry, c.shape)
     before = widths[2 * (x.labels.ndim - 1 - carry)]
-    if "constant" not in str(c.node.target) and "zero" not in str(c.node.target) and "aten.pad." not in str(
-            c.node.target) or before < 0 or c.shape[carry] < x.labels.shape[carry] + before:
+    if ("constant" not in str(c.node.target) and "zero" not in str(c.node.target) and "aten.pad." not in str(
+            c.node.target)) or before < 0 or c.shape[carry] < x.labels.shape[carry] + before:
         c.pin(labels, "padded with copies of units")
         return c.zeros()
     padded = torch.zeros(c.shape[carry], dtype=torch.int64)
