@@ -163,7 +163,9 @@ def invented(graph: mp.UnitGraph, x: torch.Tensor) -> LatencyTable:
     """A table in which latency is a picosecond per multiply-add, and nothing else."""
     macs = graph.costs["macs"]
     cost = dataclasses.replace(macs, **{f: getattr(macs, f) * 1000 for f in ("constant", "linear", "coefficient")})
-    return dataclasses.replace(quick_table(graph, x), cost=cost)
+    table = quick_table(graph, x)
+    dense = cost(graph.costs.sizes) / FEMTOSECONDS
+    return dataclasses.replace(table, cost=cost, total=np.array([dense, *table.total[1:]]))
 
 
 def said(ratio: float) -> LatencyComparison:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..errors import DataError
 from ..records import Record
 
-__all__ = ["LatencyComparison", "OpClock", "compare_latency", "device_name", "forward_seconds"]
+__all__ = ["LatencyComparison", "OpClock", "clock_of", "compare_latency", "device_name", "forward_seconds"]
 
 #: A timing shorter than this is repeated inside one measurement, in seconds.
 SHORTEST = 1e-3
@@ -27,7 +27,7 @@ class LatencyComparison(Record):
     """Two networks on the same inputs, timed in turns.
 
     Attributes:
-        dense, pruned: median seconds of a forward pass.
+        dense, pruned: median seconds of a forward pass; on a CPU with one thread its CPU time, else wall-clock time.
         ratio: median over the pairs of (pruned seconds) / (dense seconds).
         low, high: 95% confidence interval of that median, from the order statistics of the ratios (no distribution is
             assumed; pairs are taken to be independent).
@@ -78,6 +78,7 @@ def compare_latency(
     deadline = time.perf_counter() + seconds
     while len(times[0]) < 11 or (time.perf_counter() < deadline and len(times[0]) < 1000):
         for which in rng.permutation(2):
+            runs[which]()  # the other network's weights leave the caches
             times[which].append(forward_seconds(runs[which], device, repeats[which]))
     ratios = np.sort(np.array(times[1]) / np.array(times[0]))
     n = len(ratios)
@@ -90,13 +91,19 @@ def compare_latency(
 
 
 def forward_seconds(run: Callable[[], Any], device: torch.device, repeats: int = 1) -> float:
-    """Mean wall-clock seconds of ``repeats`` calls, up to the moment when the device is done."""
+    """Mean seconds of ``repeats`` calls by :func:`clock_of` the device, up to the moment when the device is done."""
+    now = clock_of(device)
     _wait(device)
-    begin = time.perf_counter()
+    begin = now()
     for _ in range(repeats):
         run()
     _wait(device)
-    return (time.perf_counter() - begin) / repeats
+    return (now() - begin) / repeats
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """The wall clock; on a CPU with one thread that thread's CPU time, which a busy machine disturbs much less."""
+    return time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
 def _wait(device: torch.device) -> None:
@@ -108,7 +115,8 @@ def device_name(device: torch.device) -> str:
     """The device in words: what a stored timing is worth elsewhere."""
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
-    return f"{device.type} {_processor()}, {torch.get_num_threads()} threads".replace(" 1 threads", " 1 thread")
+    threads = torch.get_num_threads()
+    return f"{device.type} {_processor()}, " + ("1 thread, its CPU time" if threads == 1 else f"{threads} threads")
 
 
 def _processor() -> str:
@@ -135,6 +143,7 @@ class OpClock(TorchDispatchMode):
         self.shapes: list[tuple[tuple[int, ...], ...]] = []
         self._note, self._cuda = note_shapes, device.type == "cuda"
         self._stamps: list[Any] = []
+        self._clock = clock_of(device)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         begin = self._now()
@@ -148,7 +157,7 @@ class OpClock(TorchDispatchMode):
 
     def _now(self) -> Any:
         if not self._cuda:
-            return time.perf_counter()
+            return self._clock()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event

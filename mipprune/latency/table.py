@@ -33,7 +33,7 @@ class LatencyTable(Record):
 
     Attributes:
         architecture: fingerprint of the dense network, as in a plan.
-        device, torch: what ran it.
+        device, torch: what ran it, and which clock was read.
         input_shapes: what it ran on; batch first.
         groups: names of the G prunable groups.
         sizes: int64 (G,), their units.

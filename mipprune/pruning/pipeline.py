@@ -16,7 +16,7 @@ from ..errors import BudgetError, ConfigError, DataError, ModelStateError
 from ..game import LabelledData, as_data
 from ..game.data import read_data
 from ..graph import UnitGraph, trace
-from ..latency import LatencyComparison
+from ..latency import LatencyComparison, with_latency
 from ..solver import Solution
 from ..surgery import PrunePlan, verify
 from .baseline import magnitude_mask
@@ -107,10 +107,12 @@ def prune(
     if not graph.groups:
         reasons = "\n".join(f"  {p.module}: {p.reason}" for p in graph.pinned)
         raise BudgetError(f"the network has no prunable unit:\n{reasons}")
-    timed = LatencyCheck.of(budgets, calibration, seed, progress)
+    timed = LatencyCheck.of(budgets, graph, calibration, multiple, time_limit, seed, progress)
     if timed is not None:
-        graph = timed.add_to(graph, multiple, time_limit)
+        graph = with_latency(graph, timed.table)
     limits = {b.resource: b.limit(graph.costs) for b in budgets}
+    if timed is not None:
+        limits["latency"] = timed.limit
     first = magnitude_mask(graph, limits, pinned, min_keep, multiple)
     with _bar(progress) as bar:
         search = Searcher(

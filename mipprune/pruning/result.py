@@ -116,9 +116,11 @@ class PruneReport(Record):
             dense, pruned = self.costs_dense[resource], self.costs_pruned[resource]
             costs.add_row(resource, f"{dense:,}", f"{pruned:,} ({pruned / dense:.1%})", "")
         if self.latency is not None:
-            predicted = [c["latency"] / FEMTOSECONDS for c in (self.costs_dense, self.costs_pruned)]
-            costs.add_row("latency, predicted", *_times(predicted[0], predicted[1], self.ratio("latency")), "")
-            costs.add_row("latency, measured", *_times(self.latency.dense, self.latency.pruned, self.latency.ratio), "")
+            predicted = self.costs_pruned["latency"] / FEMTOSECONDS
+            costs.add_row("latency, predicted", "", f"{predicted * 1e3:.4g} ms", "")
+            timed = self.latency
+            pruned_time = f"{timed.pruned * 1e3:.4g} ms ({timed.ratio:.1%})"
+            costs.add_row("latency, measured", f"{timed.dense * 1e3:.4g} ms", pruned_time, "")
         n = f"held-out ({self.pruned.n_samples} samples)"
         costs.add_row(f"{n} accuracy", *(f"{q.accuracy:.2%}" for q in (self.dense, self.pruned, self.baseline)))
         costs.add_row(f"{n} loss", *(f"{q.loss:.4f}" for q in (self.dense, self.pruned, self.baseline)))
@@ -146,10 +148,6 @@ class PruneReport(Record):
         ]
         lines += [f"not prunable: {line}" for line in self.pinned]
         return "\n".join(lines)
-
-
-def _times(dense: float, pruned: float, ratio: float) -> tuple[str, str]:
-    return f"{dense * 1e3:.4g} ms", f"{pruned * 1e3:.4g} ms ({ratio:.1%})"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,8 @@ import torch
 from ..errors import InfeasibleError
 from ..game import LabelledData
 from ..graph import UnitGraph
-from ..latency import LatencyComparison, LatencyTable, compare_latency, measure_latency, with_latency
+from ..latency import LatencyComparison, LatencyTable, compare_latency, measure_latency
+from ..latency.fit import FEMTOSECONDS
 from .baseline import magnitude_mask
 from .options import Budget, Latency
 from .search import Candidate, Searcher
@@ -30,16 +31,18 @@ Search = Callable[[dict[str, int]], tuple[Candidate, str]]
 
 @dataclasses.dataclass(frozen=True)
 class LatencyCheck:
-    """The latency budget of one run and the samples that it is timed on."""
+    """The latency budget of one run, the samples that it is timed on, and what says how long every width takes."""
 
     budget: Latency
     inputs: tuple[torch.Tensor, ...]
-    table: LatencyTable | None
+    table: LatencyTable
     seed: int
-    progress: bool
 
     @classmethod
-    def of(cls, budgets: Sequence[Budget], data: LabelledData, seed: int, progress: bool) -> Self | None:
+    def of(
+        cls, budgets: Sequence[Budget], graph: UnitGraph, data: LabelledData, multiple: int, time_limit: float | None,
+        seed: int, progress: bool,
+    ) -> Self | None:
         """``None`` if no budget is a latency.  Samples are repeated where the data has fewer than a batch."""
         budget = next((b for b in budgets if isinstance(b, Latency)), None)
         if budget is None:
@@ -49,16 +52,21 @@ class LatencyCheck:
             table = LatencyTable.load(Path(table))
         size = budget.batch_size if table is None else table.input_shapes[0][0]
         index = torch.arange(size) % len(data)
-        return cls(budget, tuple(x[index.to(x.device)] for x in data.inputs), table, seed, progress)
-
-    def add_to(self, graph: UnitGraph, multiple: int, time_limit: float | None) -> UnitGraph:
-        """The graph with latency among its costs."""
-        table = self.table
+        inputs = tuple(x[index.to(x.device)] for x in data.inputs)
         if table is None:
             seconds = MEASURING if time_limit is None else min(MEASURING, time_limit / 4)
-            table = measure_latency(graph, self.inputs, multiple=multiple, seconds=seconds, seed=self.seed,
-                                    progress=self.progress)
-        return with_latency(graph, table)
+            table = measure_latency(graph, inputs, multiple=multiple, seconds=seconds, seed=seed, progress=progress)
+        return cls(budget, inputs, table, seed)
+
+    @property
+    def dense(self) -> int:
+        """The dense network's time in the table's unit, as measured: a fit may miss widths that run very well."""
+        return round(float(self.table.total[0]) * FEMTOSECONDS)
+
+    @property
+    def limit(self) -> int:
+        """The budget in the table's unit."""
+        return math.floor(self.budget.ratio * self.dense)
 
     def enforce(
         self, search: Searcher, best: Candidate, termination: str, limits: dict[str, int], again: Search
@@ -88,9 +96,8 @@ class LatencyCheck:
 
     def _tighter(self, search: Searcher, best: Candidate, reached: LatencyComparison) -> int:
         """The limit that ``best`` would have had to meet, had the table been off as much."""
-        costs = search.graph.costs
-        used = costs.cost("latency", costs.counts(best.kept))
-        return math.floor(used - (reached.ratio - self.budget.ratio) * costs.cost("latency", costs.sizes))
+        used = search.graph.costs.cost("latency", search.graph.costs.counts(best.kept))
+        return math.floor(used - (reached.ratio - self.budget.ratio) * self.dense)
 
     def _measure(self, search: Searcher, candidate: Candidate) -> LatencyComparison:
         small, _ = search.deployed(candidate.kept)
