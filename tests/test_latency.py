@@ -65,10 +65,14 @@ def test_widths_of_the_grid() -> None:
     rng = np.random.default_rng(0)
     counts = _designs(np.array([64, 5, 100]), 8, 24, rng)
     assert counts[0].tolist() == [64, 5, 100]
-    assert counts[1].tolist() == [8, 1, 16]
+    assert counts[1].tolist() == [8, 5, 16]  # a group of 5 keeps all
     assert (counts[2:, [0]] % 8 == 0).all()
-    assert set(counts[:, 1]) == {1, 2, 3, 4, 5}
-    assert np.bincount(counts[2:, 0]).max() <= 3  # every width of eight in 22 networks
+    assert (counts[:, 1] == 5).all()
+    assert np.bincount(counts[2:, 0])[8::8].min() >= 1  # every multiple occurs
+    free = _designs(np.array([64, 5]), 1, 24, rng)
+    assert free[1].tolist() == [8, 1]
+    assert set(free[:, 1]) == {1, 2, 3, 4, 5}
+    assert (np.diff(np.sort(free[2:, 0])) <= 2 * 56 / 22 + 1).all()  # one width in each of 22 equal strata
 
 
 @cases

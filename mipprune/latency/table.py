@@ -25,6 +25,8 @@ __all__ = ["LatencyTable", "measure_latency", "with_latency"]
 
 #: Fewest and most times that every width is measured.
 ROUNDS = (5, 50)
+#: Share of a group that the narrowest network keeps.
+NARROWEST = 1 / 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,8 +120,8 @@ def measure_latency(
 ) -> LatencyTable:
     """Time really smaller copies of the network, operation by operation, and fit a cost to what was seen.
 
-    The widths are a Latin hypercube: every group takes every width of its grid (eighths of its size) equally often,
-    independently of the others, so that each operation is seen at many pairs of widths.  The networks are timed in
+    The widths are a Latin hypercube between an eighth and all of every group: each group's widths are spread evenly,
+    independently of the others', so that an operation is seen at many pairs of widths.  The networks are timed in
     turns, each after a warm-up run; every number is a median over the rounds.  An operation costs
     ``a + b k_in + c k_out + d k_in k_out`` with coefficients at least 0; the network costs an overhead plus a share of
     the operations' sum, fitted to whole forward passes.  A quarter of the networks are held out of the fit.
@@ -127,7 +129,8 @@ def measure_latency(
     Args:
         inputs: what ``forward`` is called with, on the model's device.  Latency depends on the batch size: give the
             one that matters.
-        multiple: grid widths are multiples of it where a group is large enough.
+        multiple: widths are multiples of it where a group is large enough; give what the pruning will be given, because
+            widths in between may well be slower.
         n_networks: networks to time, at least 8.
         seconds: about how long to measure, beyond 5 rounds.
         seed: of the widths and the order of measurements.
@@ -163,15 +166,14 @@ def measure_latency(
 
 def _designs(sizes: np.ndarray, multiple: int, n: int, rng: np.random.Generator) -> np.ndarray:
     """Kept counts of the networks to time: int64 (n, G); the dense one and the narrowest one first."""
-    grids = []
+    columns = []
     for size in sizes.tolist():
-        grid = np.round(np.arange(1, 9) * size / 8)
-        if size >= multiple:
-            grid = np.clip(np.round(grid / multiple) * multiple, multiple, None)
-        grids.append(np.unique(np.clip(grid, 1, size)).astype(np.int64))
-    columns = [rng.permutation(np.resize(grid, n - 2)) for grid in grids]
-    rest = np.column_stack(columns) if columns else np.zeros((n - 2, 0), dtype=np.int64)
-    return np.vstack([sizes, [grid[0] for grid in grids], rest]).astype(np.int64)
+        strata = (rng.permutation(n - 2) + rng.random(n - 2)) / (n - 2)
+        counts = np.concatenate([[1.0, NARROWEST], NARROWEST + (1 - NARROWEST) * strata]) * size
+        if 1 < multiple <= size:
+            counts[1:] = np.round(counts[1:] / multiple) * multiple
+        columns.append(np.clip(np.round(counts), min(multiple, size) if multiple > 1 else 1, size))
+    return np.column_stack([*columns, np.zeros((n, 0))]).astype(np.int64)
 
 
 def _narrowed(graph: UnitGraph, counts: np.ndarray) -> nn.Module:
