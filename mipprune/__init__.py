@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         estimate,
         game,
         graph,
+        latency,
         relu,
         solver,
         study,
@@ -43,16 +44,17 @@ if TYPE_CHECKING:
     )
     from .game import Game, LayerGame, TableGame
     from .graph import UnitGraph, trace
-    from .pruning import LossIncrease, Macs, Params, PruneResult, Units, prune
+    from .latency import LatencyTable, compare_latency, measure_latency
+    from .pruning import Latency, LossIncrease, Macs, Params, PruneResult, Units, prune
     from .solver import Problem, Solution, solve
     from .study import compare
-    from .surgery import PrunePlan, load, recalibrate_batch_norm, save, verify
+    from .surgery import PrunePlan, load, recalibrate_batch_norm, save, transfer_optimizer, verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "bounds": "", "solver": "",
-    "surgery": "", "relu": "", "study": "", "surrogates": "", "testing": "",
+    "surgery": "", "latency": "", "relu": "", "study": "", "surrogates": "", "testing": "",
     "BilinearCost": "costs", "CostModel": "costs",
     "MipPruneError": "errors",
     "UnitGraph": "graph", "trace": "graph",
@@ -63,12 +65,14 @@ _HOMES = {
     "k_partial": "estimate",
     "oracle_comparison": "estimate", "oracle_sets": "estimate", "shapley_pruning_ranks": "estimate",
     "expand_gates": "curvature", "fit_linear_head": "curvature",
+    "LatencyTable": "latency", "compare_latency": "latency", "measure_latency": "latency",
     "Problem": "solver", "Solution": "solver", "solve": "solver",
-    "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
+    "Latency": "pruning", "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning",
+    "PruneResult": "pruning", "Units": "pruning",
     "prune": "pruning",
     "compare": "study",
     "PrunePlan": "surgery", "load": "surgery", "recalibrate_batch_norm": "surgery", "save": "surgery",
-    "verify": "surgery",
+    "transfer_optimizer": "surgery", "verify": "surgery",
 }
 __getattr__ = lazy_attributes(__name__, _HOMES)
 __all__ = [
@@ -83,6 +87,7 @@ __all__ = [
     "study",
     "surgery",
     "relu",
+    "latency",
     "surrogates",
     "testing",
     "BilinearCost",
@@ -108,9 +113,13 @@ __all__ = [
     "shapley_pruning_ranks",
     "expand_gates",
     "fit_linear_head",
+    "LatencyTable",
+    "compare_latency",
+    "measure_latency",
     "Problem",
     "Solution",
     "solve",
+    "Latency",
     "LossIncrease",
     "Macs",
     "Params",
@@ -122,5 +131,6 @@ __all__ = [
     "load",
     "recalibrate_batch_norm",
     "save",
+    "transfer_optimizer",
     "verify",
 ]

@@ -16,6 +16,7 @@ from ..errors import BudgetError, ConfigError, DataError, ModelStateError
 from ..game import LabelledData, as_data
 from ..game.data import read_data
 from ..graph import UnitGraph, trace
+from ..latency import LatencyComparison, with_latency
 from ..solver import Solution
 from ..surgery import PrunePlan, verify
 from .baseline import magnitude_mask
@@ -24,6 +25,8 @@ from .options import Budget, LossIncrease
 from .result import LayerReport, PruneReport, PruneResult
 from .search import Candidate, OutOfTime, Searcher, Stage, tighten, under_budget, within_tolerance
 from .surrogates import SURROGATES
+from .timing import LatencyCheck
+from .widths import allowed_counts
 
 __all__ = ["prune"]
 
@@ -41,6 +44,7 @@ def prune(
     layers: Iterable[str] | None = None,
     pin: Iterable[str] = (),
     min_keep: int = 1,
+    multiple: int = 1,
     surrogate: str = "quadratic",
     stages: int | None = None,
     repair: Sequence[str] = ("bn",),
@@ -61,13 +65,17 @@ def prune(
     Args:
         model: the trained network, in evaluation mode; neither changed nor kept.
         data: calibration data the network classifies: ``(inputs, targets)``, a ``Dataset`` or an iterable of batches.
-        budget: ``Macs(0.5)``, ``Params(0.3)``, ``Units(0.4)`` or several of them, all to be met.
+        budget: ``Macs(0.5)``, ``Params(0.3)``, ``Units(0.4)``, ``Latency(0.6)`` or several of them, all to be met.
+            Latency is measured again on the pruned network; where the table was wrong, the limit is tightened and the
+            problem solved again, at most twice, and the report says what was reached.
         tolerance: ``LossIncrease(nats)``: the pruned, repaired network's mean cross-entropy on the calibration data
             exceeds the dense one's by at most that; exactly one of ``budget`` and ``tolerance`` is given.
         minimize: with a tolerance, what is made small: ``"units"``, ``"params"`` or ``"macs"``.
         layers: module paths of the layers to prune; all prunable ones by default.
         pin: module paths of layers to leave alone.
         min_keep: fewest units to keep in every group, at least 1.
+        multiple: kept widths are multiples of this (8 suits most hardware); a group keeps all its units where it has
+            fewer, and may always keep all.
         surrogate: ``"quadratic"``, ``"additive"`` or ``"head"``, see
             :func:`mipprune.pruning.surrogates.layer_surrogates`.
         stages: how often the surrogate is measured anew while units leave.  By default both 1 and 4 stages are tried
@@ -92,24 +100,34 @@ def prune(
     """
     begin = time.monotonic()
     budgets = _requirement(budget, tolerance)
-    _check_options(minimize, min_keep, surrogate, stages, repair, time_limit)
+    _check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
     graph, calibration, held_out = prepare(model, data, holdout, example_input, seed)
     allowed = graph.units_of(layers) if layers is not None else np.ones(graph.n_units, dtype=bool)
     pinned = ~allowed | graph.units_of(pin)
     if not graph.groups:
         reasons = "\n".join(f"  {p.module}: {p.reason}" for p in graph.pinned)
         raise BudgetError(f"the network has no prunable unit:\n{reasons}")
+    timed = LatencyCheck.of(budgets, graph, calibration, multiple, time_limit, seed, progress)
+    if timed is not None:
+        graph = with_latency(graph, timed.table)
     limits = {b.resource: b.limit(graph.costs) for b in budgets}
-    first = magnitude_mask(graph, limits, pinned, min_keep)
+    if timed is not None:
+        limits["latency"] = timed.limit
+    first = magnitude_mask(graph, limits, pinned, min_keep, multiple)
     with _bar(progress) as bar:
         search = Searcher(
             graph=graph, data=calibration, surrogate=surrogate, pinned=pinned, min_keep=min_keep, repair=tuple(repair),
             solver=solver, n_jobs=n_jobs, seed=seed, deadline=None if time_limit is None else begin + time_limit,
-            tick=lambda what: _tick(bar, what),
+            tick=lambda what: _tick(bar, what), multiple=multiple,
         )
         best, termination = _search(search, limits, tolerance, minimize, stages, first)
+        reached = None
+        if timed is not None:
+            best, termination, reached = timed.enforce(
+                search, best, termination, limits, lambda now: _search(search, now, None, minimize, stages, best.kept)
+            )
     task = _describe(budgets, tolerance, minimize)
-    return _finish(search, best, termination, task, "drop" if budgets else minimize, limits, held_out, begin)
+    return _finish(search, best, termination, task, "drop" if budgets else minimize, limits, held_out, begin, reached)
 
 
 def _requirement(budget: Any, tolerance: Any) -> tuple[Budget, ...]:
@@ -128,12 +146,15 @@ def _requirement(budget: Any, tolerance: Any) -> tuple[Budget, ...]:
 
 
 def _check_options(
-    minimize: str, min_keep: int, surrogate: str, stages: int | None, repair: Sequence[str], time_limit: float | None
+    minimize: str, min_keep: int, multiple: int, surrogate: str, stages: int | None, repair: Sequence[str],
+    time_limit: float | None,
 ) -> None:
     if minimize not in ("units", "params", "macs"):
         raise BudgetError(f"minimize: expected 'units', 'params' or 'macs', got {minimize!r}")
     if min_keep < 1:
         raise BudgetError(f"min_keep must be at least 1, got {min_keep}: a layer without units can't be built")
+    if multiple < 1:
+        raise BudgetError(f"multiple must be at least 1, got {multiple}")
     if surrogate not in SURROGATES:
         raise ConfigError(f"unknown surrogate {surrogate!r}; known: {sorted(SURROGATES)}")
     if stages is not None and stages < 1:
@@ -213,7 +234,7 @@ def _tightened(
 
 def _finish(
     search: Searcher, best: Candidate, termination: str, task: str, objective: str, limits: dict[str, int],
-    held_out: LabelledData, begin: float,
+    held_out: LabelledData, begin: float, latency: LatencyComparison | None,
 ) -> PruneResult:
     """Cut, check, repair, measure; everything in the report is recomputed here from the final mask."""
     graph, data = search.graph, search.data
@@ -224,7 +245,8 @@ def _finish(
     counts = graph.costs.counts(best.kept)
     spent = {r: graph.costs.cost(r, counts) for r in graph.costs.resources}
     dense, pruned = measure(graph.model, data), measure(small, data)
-    same_cost = magnitude_mask(graph, limits or {"macs": spent["macs"]}, search.pinned, search.min_keep)
+    same = limits or {"macs": spent["macs"]}
+    same_cost = magnitude_mask(graph, same, search.pinned, search.min_keep, search.multiple)
     baseline, _ = search.deployed(same_cost)
     last = best.stages[-1] if best.stages else None
     solution = Solution(
@@ -242,14 +264,15 @@ def _finish(
     )
     if termination == "optimal" and not solution.proved:  # every program was solved, the layers' own gaps are left
         solution = dataclasses.replace(solution, termination="iteration_limit")
-    fewest = np.maximum(np.minimum(search.min_keep, graph.costs.sizes), graph.costs.counts(search.pinned))
+    allowed = allowed_counts(graph, search.fewest, search.multiple)
     report = PruneReport(
         task=task,
         surrogate=search.surrogate,
         solution=solution,
         stages=best.stages,
         layers=tuple(
-            LayerReport(g.name, g.size, int(k), int(f)) for g, k, f in zip(graph.groups, counts, fewest, strict=True)
+            LayerReport(g.name, g.size, int(k), int(least[0]))
+            for g, k, least in zip(graph.groups, counts, allowed, strict=True)
         ),
         pinned=tuple(f"{p.module} ({p.n_units} outputs): {p.reason}" for p in graph.pinned),
         costs_dense={r: graph.costs.cost(r, graph.costs.sizes) for r in graph.costs.resources},
@@ -262,6 +285,7 @@ def _finish(
         verification=checked,
         repair=repaired,
         seconds=time.monotonic() - begin,
+        latency=latency,
     )
     return PruneResult(small, plan, report)
 

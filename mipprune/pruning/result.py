@@ -9,13 +9,16 @@ import os
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from ..latency import LatencyComparison
+from ..latency.fit import FEMTOSECONDS
 from ..records import Record
 from ..solver import Solution
-from ..surgery import PrunePlan, Verification, save
+from ..surgery import PrunePlan, Verification, save, transfer_optimizer
 from .measure import Quality
 from .search import Stage
 
@@ -51,6 +54,7 @@ class PruneReport(Record):
         verification: masked network against the smaller one, before repair.
         repair: what was repaired after surgery.
         seconds: wall-clock time of everything.
+        latency: with a latency budget, the dense and the pruned network timed in pairs after everything else.
     """
 
     task: str
@@ -69,6 +73,7 @@ class PruneReport(Record):
     verification: Verification
     repair: tuple[str, ...]
     seconds: float
+    latency: LatencyComparison | None = None
 
     @property
     def predicted_drop(self) -> float:
@@ -110,6 +115,12 @@ class PruneReport(Record):
         for resource in ("macs", "params"):
             dense, pruned = self.costs_dense[resource], self.costs_pruned[resource]
             costs.add_row(resource, f"{dense:,}", f"{pruned:,} ({pruned / dense:.1%})", "")
+        if self.latency is not None:
+            predicted = self.costs_pruned["latency"] / FEMTOSECONDS
+            costs.add_row("latency, predicted", "", f"{predicted * 1e3:.4g} ms", "")
+            timed = self.latency
+            pruned_time = f"{timed.pruned * 1e3:.4g} ms ({timed.ratio:.1%})"
+            costs.add_row("latency, measured", f"{timed.dense * 1e3:.4g} ms", pruned_time, "")
         n = f"held-out ({self.pruned.n_samples} samples)"
         costs.add_row(f"{n} accuracy", *(f"{q.accuracy:.2%}" for q in (self.dense, self.pruned, self.baseline)))
         costs.add_row(f"{n} loss", *(f"{q.loss:.4f}" for q in (self.dense, self.pruned, self.baseline)))
@@ -166,6 +177,13 @@ class PruneResult:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the pruned network and its plan to one safetensors file; ``mipprune.load(path, dense)`` reads it."""
         save(path, self.model, self.plan)
+
+    def transfer_optimizer(self, optimizer: torch.optim.Optimizer, dense: nn.Module) -> torch.optim.Optimizer:
+        """An optimizer of :attr:`model` that goes on where the ``dense`` network's ``optimizer`` stopped.
+
+        See :func:`mipprune.surgery.transfer_optimizer`.
+        """
+        return transfer_optimizer(self.plan, dense, self.model, optimizer)
 
     def __str__(self) -> str:
         return str(self.report)

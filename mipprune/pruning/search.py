@@ -21,6 +21,7 @@ from ..solver import Recombination, SizeCurve, recombine, size_curve
 from ..surgery import PrunePlan, recalibrate_batch_norm
 from .measure import Quality, measure
 from .surrogates import layer_surrogates
+from .widths import allowed_counts, searched_counts
 
 __all__ = ["Candidate", "Searcher", "Stage", "tighten", "under_budget", "within_tolerance"]
 
@@ -82,6 +83,13 @@ class Searcher:
     seed: int
     deadline: float | None
     tick: Callable[[str], None]
+    multiple: int = 1
+
+    @property
+    def fewest(self) -> np.ndarray:
+        """Fewest units that every group must keep: int64 (G,)."""
+        costs = self.graph.costs
+        return np.maximum(np.minimum(self.min_keep, costs.sizes), costs.counts(self.pinned))
 
     def remaining(self) -> float | None:
         """Seconds left, or ``None`` without a limit; raises :class:`OutOfTime` when there are none."""
@@ -113,14 +121,19 @@ class Searcher:
         surrogates = layer_surrogates(self.surrogate, self.graph, self.data, kept, self.seed)
         self.tick("solving layers")
         limit = self.remaining()
+        groups, counts = self.graph.groups, self.graph.costs.counts(kept)
+        allowed = allowed_counts(self.graph, self.fewest, self.multiple)
         jobs = (
             joblib.delayed(size_curve)(
-                surrogate, min_keep=min(self.min_keep, group.size), keep=self.pinned[group.units],
+                surrogate, None if self.multiple == 1 else searched_counts(sizes, count),
+                min_keep=min(self.min_keep, group.size), keep=self.pinned[group.units],
                 remove=~kept[group.units], max_nodes=max_nodes, seed=self.seed, time_limit=limit,
             )
-            for surrogate, group in zip(surrogates, self.graph.groups, strict=True)
+            for surrogate, group, sizes, count in zip(surrogates, groups, allowed, counts, strict=True)
         )
         curves = list(joblib.Parallel(n_jobs=self.n_jobs)(jobs))
+        if self.multiple > 1:
+            curves = [curve.restricted(sizes) for curve, sizes in zip(curves, allowed)]
         if any(curve.termination == "interrupted" for curve in curves):
             raise KeyboardInterrupt
         return curves

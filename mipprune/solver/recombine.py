@@ -91,6 +91,7 @@ def recombine(
     upper = Choices(tuple(c.counts[::-1] for c in curves), tuple(c.upper[::-1] for c in curves))
     lower = Choices(tuple(np.arange(c.fewest, c.most + 1) for c in curves), tuple(c.all_lower for c in curves))
     upper, lower = (_on_multiples(choices, costs, multiples) for choices in (upper, lower))
+    lower = lower.where([np.isfinite(drops) for drops in lower.drops])  # sizes that no allowed mask has
     same = all(len(u) == len(b) and (u == b).all() for u, b in zip(upper.drops, lower.drops))
     if requirements.monotone:
         upper, lower = upper.undominated(), lower.undominated().coarse(BOUND_SIZES)
