@@ -151,6 +151,7 @@ def measure_latency(
     held_out = np.arange(len(counts)) % 4 == 3
     seen = ~held_out
     macs = graph.costs["macs"]
+    assert isinstance(macs, BilinearCost)  # a traced network counts them so
     fits = fit_operations(counts[seen], times[:, seen], groups, np.column_stack([macs.left, macs.right]))
     whole = np.sum([fit(counts) for fit in fits], axis=0)
     share, overhead = _calibrate(whole[seen], total[seen])
