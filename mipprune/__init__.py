@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .graph import UnitGraph, trace
     from .pruning import LossIncrease, Macs, Params, PruneResult, Units, prune
     from .solver import Problem, Solution, solve
-    from .surgery import PrunePlan, load, recalibrate_batch_norm, save, verify
+    from .repair import recalibrate_batch_norm
+    from .surgery import PrunePlan, load, save, verify
 
 __version__ = "0.1.0"
 
@@ -35,7 +36,7 @@ _HOMES = {
     "Problem": "solver", "Solution": "solver", "solve": "solver",
     "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
     "prune": "pruning",
-    "PrunePlan": "surgery", "load": "surgery", "recalibrate_batch_norm": "surgery", "save": "surgery",
+    "PrunePlan": "surgery", "load": "surgery", "recalibrate_batch_norm": "repair", "save": "surgery",
     "verify": "surgery",
 }
 __getattr__ = lazy_attributes(__name__, _HOMES)

@@ -61,10 +61,29 @@ class Program:
 
     def run(self, inputs: Sequence[torch.Tensor], gates: Gates | None = None) -> torch.Tensor:
         """Output of the network for ``inputs`` under ``gates`` (all on by default).  Differentiable in the gates."""
-        tensors = self._tensors()
+        tensors = self.dense_tensors()
         env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
         self._execute(self.captured.nodes, env, tensors, len(inputs[0]), gates)
         return env[self.captured.output.name]
+
+    def run_with(self, inputs: Sequence[torch.Tensor], tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Output of the captured operations on other parameters (node name -> tensor), also of smaller shapes."""
+        env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
+        self._execute(self.captured.nodes, env, tensors, len(inputs[0]), None)
+        return env[self.captured.output.name]
+
+    @torch.no_grad()
+    def values(self, env: dict[str, Any], wanted: Set[str]) -> dict[str, Any]:
+        """The values of the nodes ``wanted`` for the inputs in ``env`` (node name -> tensor; used up)."""
+        batch = len(next(iter(env.values())))
+        self._execute(self._needed(self.captured.nodes, set(wanted)), env, self.dense_tensors(), batch, None, wanted)
+        return {name: env[name] for name in wanted}
+
+    @staticmethod
+    def apply(node: fx.Node, env: dict[str, Any], tensors: dict[str, torch.Tensor], batch: int) -> Any:
+        """Result of one operation on the values ``env`` (node name -> value) and ``tensors``, for ``batch`` samples."""
+        args, kwargs = _arguments(node, env, tensors, batch)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def activations(self, inputs: Sequence[torch.Tensor], units: slice) -> torch.Tensor:
         """What the units hand to their first reader, averaged over positions: shape (N, number of units)."""
@@ -72,7 +91,7 @@ class Program:
         read, source = self._reads[reader.name], reader.all_input_nodes[0].name
         env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
         nodes = self._needed(self.captured.nodes, {source})
-        self._execute(nodes, env, self._tensors(), len(inputs[0]), None, keep={source})
+        self._execute(nodes, env, self.dense_tensors(), len(inputs[0]), None, keep={source})
         features = env[source].movedim(read.dim, -1)
         features = features.reshape(len(features), -1, features.shape[-1]).mean(1)
         own = (read.units >= units.start) & (read.units < units.stop)
@@ -83,7 +102,7 @@ class Program:
 
     def first_not_finite(self, inputs: Sequence[torch.Tensor], gates: Gates | None = None) -> str | None:
         """Module and operation whose result first holds NaN or infinity for ``inputs``; ``None`` if all are finite."""
-        tensors = self._tensors()
+        tensors = self.dense_tensors()
         env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
         names = {n.name for n in self.captured.nodes}
         with torch.no_grad():
@@ -102,7 +121,7 @@ class Program:
         suffix = self._suffix(units)
         first = {n.name for n in suffix}
         read = {a.name for n in suffix for a in n.all_input_nodes}
-        tensors = self._tensors()
+        tensors = self.dense_tensors()
         env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
         before = self._needed([n for n in self.captured.nodes if n.name not in first], read)
         base = None if kept is None else torch.tensor(np.asarray(kept)).to(inputs[0].device, _gate_dtype(inputs))
@@ -111,7 +130,7 @@ class Program:
         boundary = {name: env[name] for name in read if name in env}
         return Prefix(self, suffix, boundary, tensors, units, len(inputs[0]), base)
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
+    def dense_tensors(self) -> dict[str, torch.Tensor]:
         """The model's present parameters and buffers by node name."""
         out = {}
         for node, name in self.captured.tensors.items():
@@ -156,17 +175,10 @@ class Program:
             padded = torch.cat([gates, always], -1)
         keep = keep | {self.captured.output.name}
 
-        def value(node: fx.Node) -> Any:
-            if node.name in tensors:
-                return tensors[node.name]
-            if is_integer_node(node):
-                return int_at(node.meta["val"], batch)
-            return env[node.name]
-
         for node in nodes:
             if is_integer_node(node):
                 continue
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+            args, kwargs = _arguments(node, env, tensors, batch)
             read = self._reads.get(node.name)
             if padded is not None and read is not None and (only is None or node.name in only):
                 args = (_gated(args[0], padded, read), *args[1:])  # type: ignore[arg-type]
@@ -174,6 +186,19 @@ class Program:
             for a in node.all_input_nodes:
                 if last[a.name] is node and a.name not in keep:
                     env.pop(a.name, None)
+
+
+def _arguments(
+    node: fx.Node, env: dict[str, Any], tensors: dict[str, torch.Tensor], batch: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def value(node: fx.Node) -> Any:
+        if node.name in tensors:
+            return tensors[node.name]
+        if is_integer_node(node):
+            return int_at(node.meta["val"], batch)
+        return env[node.name]
+
+    return fx.node.map_arg((node.args, node.kwargs), value)  # type: ignore[return-value]
 
 
 def _gated(x: torch.Tensor, padded: torch.Tensor, read: _Read) -> torch.Tensor:

@@ -18,7 +18,8 @@ from ..game import LabelledData
 from ..graph import UnitGraph
 from ..records import Record, frozen_array
 from ..solver import Recombination, SizeCurve, recombine, size_curve
-from ..surgery import PrunePlan, recalibrate_batch_norm
+from ..repair import recalibrate_batch_norm
+from ..surgery import PrunePlan
 from .measure import Quality, measure
 from .surrogates import layer_surrogates
 

@@ -2,8 +2,7 @@
 
 from .io import load, load_plan, save
 from .plan import KeptUnits, PrunePlan, TensorCut
-from .repair import recalibrate_batch_norm
 from .verify import Verification, verify
 
-__all__ = ["KeptUnits", "PrunePlan", "TensorCut", "Verification", "load", "load_plan", "recalibrate_batch_norm",
+__all__ = ["KeptUnits", "PrunePlan", "TensorCut", "Verification", "load", "load_plan",
            "save", "verify"]
