@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,16 @@ from torch import fx
 
 from .program import Program
 
-__all__ = ["Layer", "find_layers", "named_arguments"]
+__all__ = ["Grid", "Layer", "find_layers", "named_arguments"]
 
 _PASSES = ("dropout", "clone", "contiguous", "detach", "alias")
+
+
+class Grid(NamedTuple):
+    """Every ``step``-th output position along each spatial dimension, from ``starts``."""
+
+    step: int
+    starts: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +52,25 @@ class Layer:
     def is_linear(self) -> bool:
         return not self.stride
 
-    def design(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Inputs as columns: shape (groups, D, R), D numbers that one output is made of, R samples times positions."""
+    def design(self, x: torch.Tensor, weight: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
+        """Inputs as columns: shape (groups, D, R), D numbers that one output is made of, R samples times positions.
+
+        ``grid`` takes the positions of a coarser grid only (of a convolution).
+        """
         if self.is_linear:
             return x.reshape(-1, x.shape[-1]).T[None]
         kernel = weight.shape[2:]
-        p = _patches(x, kernel, self.stride, self._pad(kernel), self.dilation)  # (N, C, K, T)
+        p = _patches(x, kernel, self.stride, self._pad(kernel), self.dilation, grid)  # (N, C, K, T)
         n, c, k, t = p.shape
         g = 1 if self.groups == 1 else c // weight.shape[1]  # groups that are left
         return p.permute(1, 2, 0, 3).reshape(g, c // g * k, n * t)
+
+    @staticmethod
+    def on_grid(y: torch.Tensor, grid: Grid | None) -> torch.Tensor:
+        """The positions of ``grid`` of an output."""
+        if grid is None:
+            return y
+        return y[(slice(None), slice(None), *(slice(start, None, grid.step) for start in grid.starts))]
 
     def outputs(self, y: torch.Tensor, groups: int) -> torch.Tensor:
         """Outputs (of this layer's shape) as columns: shape (groups, m, R)."""
@@ -81,15 +98,22 @@ class Layer:
 
 
 def _patches(
-    x: torch.Tensor, kernel: torch.Size, stride: tuple[int, ...], pad: list[int], dilation: tuple[int, ...]
+    x: torch.Tensor, kernel: torch.Size, stride: tuple[int, ...], pad: list[int], dilation: tuple[int, ...],
+    grid: Grid | None,
 ) -> torch.Tensor:
     """All windows of ``x``: a view or copy of shape (N, C, prod(kernel), positions)."""
     x = F.pad(x, pad).contiguous()
     size = [(x.shape[2 + d] - dilation[d] * (k - 1) - 1) // stride[d] + 1 for d, k in enumerate(kernel)]
     steps = x.stride()
+    offset = 0
+    if grid is not None:
+        offset = sum(a * s * e for a, s, e in zip(grid.starts, stride, steps[2:]))
+        size = [-(-(length - a) // grid.step) for a, length in zip(grid.starts, size)]
+        stride = tuple(s * grid.step for s in stride)
     view = x.as_strided(
         (*x.shape[:2], *kernel, *size),
         (*steps[:2], *(s * e for s, e in zip(steps[2:], dilation)), *(s * e for s, e in zip(steps[2:], stride))),
+        x.storage_offset() + offset,
     )
     return view.reshape(*x.shape[:2], kernel.numel(), -1)
 

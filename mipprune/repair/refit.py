@@ -12,11 +12,14 @@ from torch import fx, nn
 
 from ..game.data import LabelledData
 from ..graph import Layer, Program, UnitGraph, find_layers
-from ..graph.layers import named_arguments
+from ..graph.layers import Grid, named_arguments
 from ..graph.rules import is_integer_node
 from .cut import CutNetwork
 
 __all__ = ["DenseRun", "refit", "refit_cut"]
+
+#: Ridges to choose from, relative to the mean variance of a layer's inputs.
+RIDGES = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)
 
 
 class DenseRun:
@@ -28,10 +31,16 @@ class DenseRun:
         targets: per batch, node name -> dense value; layers, and the sums that they feed.
         inputs: per batch, the network's inputs by node name.
         logits: (N, ...), the dense output.
+        enough: a convolution with at least four times as many samples times positions as this takes every second
+            position along each dimension, other ones in each batch; ``None`` takes them all.  A search over many
+            networks can afford it: neighbouring positions say nearly the same.
     """
 
-    def __init__(self, graph: UnitGraph, data: LabelledData, batch_size: int = 256) -> None:
+    def __init__(
+        self, graph: UnitGraph, data: LabelledData, batch_size: int = 256, enough: int | None = None
+    ) -> None:
         program = graph.program
+        self.enough = enough
         self.graph, self.data = graph, data
         self.layers = {layer.node.name: layer for layer in find_layers(program)}
         self.order = _execution_order(program, self.layers)
@@ -47,8 +56,18 @@ class DenseRun:
         self.logits = torch.cat([t[program.captured.output.name] for t in self.targets])
 
 
+    def grid(self, layer: Layer, shape: torch.Size, batch: int) -> Grid | None:
+        """The positions of ``layer`` (output shape ``shape``) to look at in the batch of this number."""
+        spatial = shape[2:]
+        if layer.is_linear or self.enough is None or min(spatial) < 2:
+            return None
+        if len(self.data) * spatial.numel() < self.enough * 2 ** len(spatial):
+            return None
+        return Grid(2, tuple(batch >> d & 1 for d in range(len(spatial))))
+
+
 def refit(
-    graph: UnitGraph, kept: np.ndarray, small: nn.Module, data: LabelledData, *, ridge: float = 1e-4
+    graph: UnitGraph, kept: np.ndarray, small: nn.Module, data: LabelledData, *, ridge: float | None = None
 ) -> int:
     """Refit the layers of ``small``, the network that surgery made from the mask ``kept``, in place.
 
@@ -80,7 +99,7 @@ def refit(
 
 
 @torch.no_grad()
-def refit_cut(cut: CutNetwork, dense: DenseRun, *, ridge: float = 1e-4) -> int:
+def refit_cut(cut: CutNetwork, dense: DenseRun, *, ridge: float | None = None) -> int:
     """:func:`refit` on the tensors of ``cut``."""
     sweep = _Sweep(cut, dense, ridge)
     for node in dense.order:
@@ -90,18 +109,20 @@ def refit_cut(cut: CutNetwork, dense: DenseRun, *, ridge: float = 1e-4) -> int:
 
 @dataclasses.dataclass
 class _Moments:
-    """Moments of a layer's inputs and targets: (g, D, D), (g, D, m), (g, D), (g, m), all float64."""
+    """Moments of a layer's inputs and targets: (g, D, D), (g, D, m), (g, D), (g, m), (g, m), all float64."""
 
     xx: torch.Tensor
     xt: torch.Tensor
     x: torch.Tensor
     t: torch.Tensor
+    tt: torch.Tensor
+    rows: int
 
 
 class _Sweep:
     """One pass through the operations, all batches in lockstep."""
 
-    def __init__(self, cut: CutNetwork, dense: DenseRun, ridge: float) -> None:
+    def __init__(self, cut: CutNetwork, dense: DenseRun, ridge: float | None) -> None:
         self.cut, self.dense, self.ridge = cut, dense, ridge
         self.envs = [dict(x) for x in dense.inputs]
         self.as_dense: set[str] = set(dense.inputs[0])  # values that are the dense network's, kept channels apart
@@ -157,31 +178,26 @@ class _Sweep:
         self.changed += 1
 
     def _moments(self, layer: Layer, norm: _Norm | None, towards_sum: bool) -> _Moments:
-        sums: _Moments | None = None
+        sums: list[torch.Tensor] = []
         count = 0
         weight = self.cut.tensors[layer.weight]
         index = self.cut.kept_index(layer.weight, 0)
-        for env, targets in zip(self.envs, self.dense.targets, strict=True):
+        for number, (env, targets) in enumerate(zip(self.envs, self.dense.targets, strict=True)):
             t = targets[layer.total.name if towards_sum else layer.node.name]  # type: ignore[union-attr]
+            grid = self.dense.grid(layer, t.shape, number)
+            x = layer.design(env[layer.data], weight, grid)
+            t = layer.on_grid(t, grid)
             if index is not None:
                 t = t.index_select(layer.channel_dim, index)
             if towards_sum:
-                t = t - env[layer.other.name]  # type: ignore[union-attr]
-            x = layer.design(env[layer.data], weight)
+                t = t - layer.on_grid(env[layer.other.name], grid)  # type: ignore[union-attr]
             t = layer.outputs(t, len(x))
             if towards_sum and norm is not None:
                 t = norm.before(t)
             count += x.shape[2]
-            part = _Moments(
-                (x @ x.mT).double(), (x @ t.mT).double(), x.sum(2, dtype=torch.float64), t.sum(2, dtype=torch.float64),
-            )
-            if sums is None:
-                sums = part
-            else:
-                for field in dataclasses.fields(_Moments):
-                    getattr(sums, field.name).add_(getattr(part, field.name))
-        assert sums is not None
-        return _Moments(*(getattr(sums, f.name) / count for f in dataclasses.fields(_Moments)))
+            part = [x @ x.mT, x @ t.mT, x.sum(2), t.sum(2), (t * t).sum(2)]
+            sums = [p.double() for p in part] if not sums else [s + p for s, p in zip(sums, part, strict=True)]
+        return _Moments(*(s / count for s in sums), rows=count)
 
 
 class _Norm:
@@ -201,8 +217,8 @@ class _Norm:
     def before(self, t: torch.Tensor) -> torch.Tensor:
         """What the layer should put out for batch-norm to return ``t`` of shape (g, m, R)."""
         shape = (t.shape[0], t.shape[1], 1)
-        back = (t.double() - self.shift.reshape(shape)) / self.slope.reshape(shape) + self.dense_mean.reshape(shape)
-        return back.to(t.dtype)
+        factor, constant = 1 / self.slope, self.dense_mean - self.shift / self.slope
+        return t * factor.reshape(shape).to(t.dtype) + constant.reshape(shape).to(t.dtype)
 
     def settle(self, mean: torch.Tensor, target: torch.Tensor) -> None:
         """Set the running mean for outputs of this ``mean`` whose targets have the mean ``target``."""
@@ -210,18 +226,43 @@ class _Norm:
 
 
 def _ridge(
-    m: _Moments, old: torch.Tensor, ridge: float, centred: bool
+    m: _Moments, old: torch.Tensor, ridge: float | None, centred: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """New weights (g, m, D), the mean of W x, and the bias that makes the mean exact."""
     xx = m.xx - _outer(m.x, m.x) if centred else m.xx
     xt = m.xt - _outer(m.x, m.t) if centred else m.xt
-    scale = xx.diagonal(dim1=1, dim2=2).mean(1)
-    eye = torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
-    left = xx + (ridge * scale + 1e-12)[:, None, None] * eye
-    step = torch.linalg.solve(left, xt - xx @ old.mT).mT
-    new = old + step
+    tt = m.tt - m.t**2 if centred else m.tt
+    left = xt - xx @ old.mT  # covariance of the inputs with what the old weights leave over
+    value, vector = torch.linalg.eigh(xx)
+    value = value.clamp_min(0)
+    turned = vector.mT @ left  # (g, D, m)
+    scale = value.mean(1, keepdim=True).clamp_min(1e-30)
+    if ridge is None:
+        rest = tt - 2 * (old * xt.mT).sum(2) + ((old @ xx) * old).sum(2)
+        damp = _cross_validated(value, turned, rest.clamp_min(0), scale, m.rows)
+    else:
+        damp = ridge * scale
+    new = old + (vector @ (turned / (value + damp)[..., None])).mT
     mean = torch.einsum("gmd,gd->gm", new, m.x)
     return new, mean.flatten(), (m.t - mean).flatten()
+
+
+def _cross_validated(
+    value: torch.Tensor, turned: torch.Tensor, rest: torch.Tensor, scale: torch.Tensor, rows: int
+) -> torch.Tensor:
+    """The damping (g, 1) of least generalised cross-validation error (Golub, Heath and Wahba 1979), out of RIDGES."""
+    best = torch.full_like(scale, torch.inf)
+    damp = scale * RIDGES[0]
+    weight = 1 / rest.clamp_min(1e-30)  # every output counts by its relative error
+    for ridge in RIDGES:
+        trial = ridge * scale
+        shrink = (value + 2 * trial) / (value + trial) ** 2
+        error = ((rest - torch.einsum("gd,gdm->gm", shrink, turned**2)).clamp_min(0) * weight).mean(1, keepdim=True)
+        freedom = (value / (value + trial)).sum(1, keepdim=True) / rows
+        error = error / (1 - freedom).clamp_min(1e-3) ** 2
+        better = error < best
+        best, damp = torch.where(better, error, best), torch.where(better, trial, damp)
+    return damp
 
 
 def _outer(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
