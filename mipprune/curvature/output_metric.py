@@ -9,7 +9,7 @@ from torch import fx
 
 from ..game.data import LabelledData
 from ..graph import Layer, UnitGraph
-from ..graph.rules import is_integer_node
+from ..graph.capture import is_integer_node
 
 __all__ = ["output_metrics"]
 

@@ -18,6 +18,7 @@ from torch.export import Dim
 from torch.export.graph_signature import InputKind
 
 from ..errors import DataError, ModelStateError, TraceError
+from .sizes import AttributeSize, Expression, OutOfTime, Recorder, aligned, instrumented
 
 __all__ = ["Capture", "capture", "describe", "shape_at"]
 
@@ -36,6 +37,10 @@ class Capture:
         constants: fully qualified name -> tensor, for tensors that belong to no module.
         output: the node whose value is the network's output (the first tensor that ``forward`` returns).
         outputs: all nodes that ``forward`` returns.
+        sizes: node name -> where each integer among its arguments came from, in order (None: symbolic).
+        results: (recorded call, output) -> name of the node that holds it.
+        numeric: sizes whose value also enters the computation as a number.
+        attributes: every integer attribute of every module, with its value.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -45,10 +50,17 @@ class Capture:
     constants: dict[str, torch.Tensor]
     output: fx.Node
     outputs: tuple[fx.Node, ...]
+    sizes: dict[str, list[Expression | None]]
+    results: dict[tuple[int, int | None], str]
+    numeric: frozenset[Expression]
+    attributes: dict[AttributeSize, int]
 
 
-def capture(model: nn.Module, example: tuple[torch.Tensor, ...]) -> Capture:
+def capture(model: nn.Module, example: tuple[torch.Tensor, ...], deadline: float = float("inf")) -> Capture:
     """Export ``model`` on ``example`` with a free batch dimension (dimension 0 of every input).
+
+    Args:
+        deadline: value of ``time.monotonic()`` at which to give up.
 
     Raises:
         TraceError: torch.export can't follow the model, the batch size is hard-coded, or no tensor is returned.
@@ -61,10 +73,15 @@ def capture(model: nn.Module, example: tuple[torch.Tensor, ...]) -> Capture:
     # torch.export takes a dimension of size 1 for a constant, so it is shown a batch of two
     example = tuple(torch.cat([x[:1], x[:1]]) for x in example)
     _try_run(model, example)
+    recorder = Recorder(deadline)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(model, example, dynamic_shapes=tuple({0: Dim.AUTO} for _ in example))
+            exported = torch.export.export(
+                instrumented(model, recorder), example, dynamic_shapes=tuple({0: Dim.AUTO} for _ in example)
+            )
+    except OutOfTime:
+        raise
     except Exception as error:  # torch.export raises many kinds, all of them its word for "can't be captured"
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise TraceError(
@@ -100,7 +117,27 @@ def capture(model: nn.Module, example: tuple[torch.Tensor, ...]) -> Capture:
     if not outputs:
         raise TraceError(f"{type(model).__name__}.forward returns no tensor that depends on its input")
     nodes = tuple(n for n in graph.nodes if n.op == "call_function")
-    return Capture(nodes, tuple(inputs), shapes, tensors, constants, outputs[0], tuple(outputs))
+    sizes, results = _origins(nodes, recorder)
+    return Capture(nodes, tuple(inputs), shapes, tensors, constants, outputs[0], tuple(outputs), sizes, results,
+                   frozenset(recorder.numeric), recorder.attributes)
+
+
+def _origins(
+    nodes: tuple[fx.Node, ...], recorder: Recorder
+) -> tuple[dict[str, list[Expression | None]], dict[tuple[int, int | None], str]]:
+    """Where the integers of every node came from, and which node holds the result of every recorded call."""
+    sizes: dict[str, list[Expression | None]] = {}
+    results: dict[tuple[int, int | None], str] = {}
+    for node in nodes:
+        call = (node.meta.get("custom") or {}).get("call")
+        if call is None:
+            continue
+        sizes[node.name] = aligned(node, recorder.arguments[call])
+        if node.target is operator.getitem:
+            results[call, node.args[1]] = node.name  # type: ignore[index]
+        else:
+            results[call, None] = node.name
+    return sizes, results
 
 
 def _try_run(model: nn.Module, example: tuple[torch.Tensor, ...]) -> None:
@@ -145,6 +182,15 @@ def int_at(value: Any, batch: int) -> int:
         return value
     expression = value.node.expr
     return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
+
+
+_ARITHMETIC = {operator.mul, operator.add, operator.sub, operator.floordiv, operator.truediv}
+
+
+def is_integer_node(node: fx.Node) -> bool:
+    """A node whose value is a size, not a tensor."""
+    value = node.meta.get("val")
+    return node.target in _ARITHMETIC or isinstance(value, (int, torch.SymInt))
 
 
 def _refuse_buffer_updates(graph: fx.Graph, exported: torch.export.ExportedProgram) -> None:

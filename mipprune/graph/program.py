@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 
-from ..errors import TraceError
-from .capture import Capture, describe, int_at
-from .rules import MaskEdge, is_integer_node
+from .capture import Capture, describe, int_at, is_integer_node
+from .context import Masked, MaskEdge, batch_dim
 
 __all__ = ["Prefix", "Program"]
 
@@ -21,10 +20,16 @@ Gates = torch.Tensor
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """Units of one mask edge: the unit of every index along ``dim``, with ``n_units`` standing for "always on"."""
+    """Units of one mask edge: the unit of every index along ``dim``, with ``n_units`` standing for "always on".
+
+    ``batch`` is the dimension that samples lie along (None: the value is the same for all of them).
+    """
 
     dim: int
     units: torch.Tensor
+    argument: int = 0
+    masked: Masked | None = None
+    batch: int | None = 0
 
 
 class Program:
@@ -40,22 +45,36 @@ class Program:
         self.captured = captured
         self._reads: dict[str, _Read] = {}
         self.n_units = 0
+        self.batch_dims = {n.name: _batch_dims(n.meta.get("val")) for n in captured.nodes}
+        self.batch_dims |= dict.fromkeys(captured.inputs, 0)
 
     def bind(self, edges: Sequence[MaskEdge], units: Sequence[np.ndarray], n_units: int) -> None:
         """Tell which units every edge reads (-1: not prunable)."""
         self.n_units = n_units
         for edge, numbers in zip(edges, units, strict=True):
             if (numbers >= 0).any():
-                self._reads[edge.node.name] = _Read(edge.dim, torch.from_numpy(np.where(numbers < 0, n_units, numbers)))
+                index = torch.from_numpy(np.where(numbers < 0, n_units, numbers))
+                source = edge.node.args[edge.argument]
+                assert isinstance(source, fx.Node)
+                self._reads[edge.node.name] = _Read(edge.dim, index, edge.argument, edge.masked, batch_dim(source.meta["val"]))
 
     def read_of(self, node: fx.Node) -> _Read | None:
-        """The units that ``node`` reads, and along which dimension of its first argument."""
+        """The units that ``node`` reads, and along which dimension of which argument."""
         return self._reads.get(node.name)
 
     def reads(self, node: str, units: slice) -> bool:
         """Whether the operation ``node`` reads any unit of ``units``."""
         read = self._reads.get(node)
         return read is not None and bool(((read.units >= units.start) & (read.units < units.stop)).any())
+
+    @property
+    def averaged(self) -> np.ndarray:
+        """Bool (n_units,): units that take part in an average (a layer-norm), where being 0 isn't being absent."""
+        found = np.zeros(self.n_units + 1, dtype=bool)
+        for read in self._reads.values():
+            if read.masked is not None:
+                found[read.units.numpy()] = True
+        return found[:-1]
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -88,12 +107,13 @@ class Program:
     def activations(self, inputs: Sequence[torch.Tensor], units: slice) -> torch.Tensor:
         """What the units hand to their first reader, averaged over positions: shape (N, number of units)."""
         reader = next(n for n in self.captured.nodes if self.reads(n.name, units))
-        read, source = self._reads[reader.name], reader.all_input_nodes[0].name
+        read = self._reads[reader.name]
+        source = reader.args[read.argument].name  # type: ignore[union-attr]
         env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
         nodes = self._needed(self.captured.nodes, {source})
         self._execute(nodes, env, self.dense_tensors(), len(inputs[0]), None, keep={source})
-        features = env[source].movedim(read.dim, -1)
-        features = features.reshape(len(features), -1, features.shape[-1]).mean(1)
+        features = env[source].movedim((0 if read.batch is None else read.batch, read.dim), (0, -1))
+        features = features.reshape(len(inputs[0]), -1, features.shape[-1]).mean(1)
         own = (read.units >= units.start) & (read.units < units.stop)
         index = (read.units[own] - units.start).to(features.device)
         out = features.new_zeros(len(features), units.stop - units.start)
@@ -181,8 +201,9 @@ class Program:
             args, kwargs = _arguments(node, env, tensors, batch)
             read = self._reads.get(node.name)
             if padded is not None and read is not None and (only is None or node.name in only):
-                args = (_gated(args[0], padded, read), *args[1:])  # type: ignore[arg-type]
-            env[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
+                env[node.name] = _masked_call(node.target, args, kwargs, padded, read)  # type: ignore[arg-type]
+            else:
+                env[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
             for a in node.all_input_nodes:
                 if last[a.name] is node and a.name not in keep:
                     env.pop(a.name, None)
@@ -201,13 +222,34 @@ def _arguments(
     return fx.node.map_arg((node.args, node.kwargs), value)  # type: ignore[return-value]
 
 
-def _gated(x: torch.Tensor, padded: torch.Tensor, read: _Read) -> torch.Tensor:
-    gates = padded[..., read.units.to(padded.device)]
+def _batch_dims(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_batch_dims(v) for v in value]
+    return batch_dim(value) if isinstance(value, torch.Tensor) else None
+
+
+def _masked_call(
+    target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], padded: torch.Tensor, read: _Read
+) -> Any:
+    """The operation on what the gates leave of the argument that is read."""
+    x = args[read.argument]
+    gate = _gate_like(x, padded[..., read.units.to(padded.device)], read)
+    if read.masked is not None:
+        return read.masked(target, args, kwargs, gate)
+    return target(*args[: read.argument], x * gate, *args[read.argument + 1 :], **kwargs)
+
+
+def _gate_like(x: torch.Tensor, gates: torch.Tensor, read: _Read) -> torch.Tensor:
+    """Gates (size,), or (N, size) per sample, shaped to broadcast against ``x``."""
     shape = [1] * x.ndim
     shape[read.dim] = -1
-    if gates.ndim == 2:
-        shape[0] = len(gates)
-    return x * gates.reshape(shape)
+    if gates.ndim == 1:
+        return gates.reshape(shape)
+    batch = 0 if read.batch is None else read.batch  # a value without samples in it gets them
+    if read.batch is not None and x.shape[batch] != len(gates):  # samples are the outer part of that dimension
+        gates = gates.repeat_interleave(x.shape[batch] // len(gates), 0)
+    shape[batch] = len(gates)
+    return (gates if batch < read.dim else gates.t()).reshape(shape)
 
 
 class Prefix:
@@ -245,7 +287,7 @@ class Prefix:
         base = coalitions.new_ones(self.program.n_units) if self.base is None else self.base
         gates = base.repeat(m * n, 1)
         gates[:, self.units] = own
-        env = {name: _folded(value, m, n) for name, value in self.boundary.items()}
+        env = {name: _folded(value, m, n, self.program.batch_dims[name]) for name, value in self.boundary.items()}
         self.program._execute(self.suffix, env, self.tensors, m * n, gates, only=self._only)
         out = env[self.program.captured.output.name]
         return out.reshape(m, n, *out.shape[1:])
@@ -267,15 +309,12 @@ def _numbers(value: Any, batch: int) -> int:
     return total
 
 
-def _folded(value: Any, m: int, n: int) -> Any:
-    """Repeat a prefix value for m coalitions along the batch dimension."""
+def _folded(value: Any, m: int, n: int, batch: Any) -> Any:
+    """Repeat a prefix value for m coalitions along its batch dimension, if it has one."""
     if isinstance(value, (tuple, list)):
-        return type(value)(_folded(v, m, n) for v in value)
-    if not isinstance(value, torch.Tensor):
+        return type(value)(_folded(v, m, n, b) for v, b in zip(value, batch))
+    if not isinstance(value, torch.Tensor) or batch is None:
         return value
-    if value.ndim == 0 or value.shape[0] != n:
-        raise TraceError(
-            "a value between the masked layer and the output doesn't have the batch as its first dimension; "
-            "coalitions of this layer can't be batched"
-        )
-    return value.unsqueeze(0).expand(m, *value.shape).reshape(m * n, *value.shape[1:])
+    size = m * value.shape[batch]
+    repeated = value.unsqueeze(batch).expand(*value.shape[:batch], m, *value.shape[batch:])
+    return repeated.reshape(*value.shape[:batch], size, *value.shape[batch + 1 :])

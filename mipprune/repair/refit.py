@@ -13,7 +13,7 @@ from torch import fx, nn
 from ..game.data import LabelledData
 from ..graph import Layer, Program, UnitGraph, find_layers
 from ..graph.layers import Grid, named_arguments
-from ..graph.rules import is_integer_node
+from ..graph.capture import is_integer_node
 from .cut import CutNetwork
 
 __all__ = ["DenseRun", "refit", "refit_cut"]

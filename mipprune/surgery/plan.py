@@ -16,7 +16,7 @@ from ..errors import PlanError
 from ..graph import UnitGraph
 from ..records import Record, frozen_array, read_json
 
-__all__ = ["KeptUnits", "PrunePlan", "TensorCut", "ranges"]
+__all__ = ["AttributeRepair", "KeptUnits", "PrunePlan", "TensorCut", "ranges"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,6 +47,20 @@ class TensorCut(Record):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class AttributeRepair(Record):
+    """An integer attribute of a module that counts units: its dense value ``old`` becomes ``new``.
+
+    ``index`` is its place in a tuple, -1 if it isn't in one.
+    """
+
+    module: str
+    attribute: str
+    index: int
+    old: int
+    new: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class PrunePlan(Record):
     """Everything that surgery needs, and nothing else: no weights, no code.
 
@@ -54,11 +68,13 @@ class PrunePlan(Record):
         architecture: fingerprint of the dense network (names and shapes of its parameters and buffers).
         groups: the kept units, for people.
         cuts: the kept indices of every tensor that shrinks, for :meth:`apply`.
+        repairs: the integer attributes (``num_heads``, ``groups``, ...) that change with them.
     """
 
     architecture: str
     groups: tuple[KeptUnits, ...]
     cuts: tuple[TensorCut, ...]
+    repairs: tuple[AttributeRepair, ...] = ()
 
     @classmethod
     def from_mask(cls, graph: UnitGraph, kept: np.ndarray) -> Self:
@@ -78,7 +94,13 @@ class PrunePlan(Record):
             stays = np.where(units < 0, True, kept[units])
             if not stays.all():
                 cuts.append(TensorCut(tensor, dim, len(units), frozen_array(np.flatnonzero(stays), np.int64)))
-        return cls(fingerprint(graph.model), groups, tuple(cuts))
+        repairs = (
+            AttributeRepair(a.module, a.attribute, a.index, a.constant + len(a.units),
+                            a.constant + int(kept[a.units].sum()))
+            for a in graph.attributes
+        )
+        changed = tuple(r for r in repairs if r.new != r.old)
+        return cls(fingerprint(graph.model), groups, tuple(cuts), changed)
 
     @property
     def n_kept(self) -> int:
@@ -114,11 +136,18 @@ class PrunePlan(Record):
                 for name, buffer in module._buffers.items():
                     if buffer is not None and id(buffer) in cut:
                         module._buffers[name] = cut[id(buffer)].contiguous()
+        for repair in self.repairs:
+            _set_attribute(small, repair)
         for module in small.modules():
             _repair_attributes(module)
         return small
 
     def _check(self, model: nn.Module) -> None:
+        modules = dict(model.named_modules())
+        for repair in self.repairs:
+            if _get_attribute(modules.get(repair.module), repair) != repair.old:
+                raise PlanError(f"the plan was made for a model whose {repair.module}.{repair.attribute} is "
+                                f"{repair.old}; apply the plan to the dense model")
         shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
         for step in self.cuts:
             if step.tensor not in shapes:
@@ -169,18 +198,35 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _get_attribute(module: nn.Module | None, repair: AttributeRepair) -> object:
+    value = getattr(module, repair.attribute, None)
+    if repair.index < 0 or not isinstance(value, (tuple, list)):
+        return value
+    return value[repair.index] if repair.index < len(value) else None
+
+
+def _set_attribute(model: nn.Module, repair: AttributeRepair) -> None:
+    module = model.get_submodule(repair.module)
+    value: object = repair.new
+    if repair.index >= 0:
+        old = getattr(module, repair.attribute)
+        value = type(old)([*old[: repair.index], repair.new, *old[repair.index + 1 :]])
+    setattr(module, repair.attribute, value)
+
+
 def _repair_attributes(module: nn.Module) -> None:
     """Make the numbers that a module keeps beside its weights agree with their new shapes."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.modules.conv._ConvNd):
-        depthwise = module.groups > 1 and module.groups == module.in_channels
-        module.out_channels = module.weight.shape[0]
-        if depthwise:
-            module.in_channels = module.groups = module.weight.shape[0]
-        else:
-            module.in_channels = module.weight.shape[1] * module.groups
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        first, second = module.weight.shape[0], module.weight.shape[1] * module.groups
+        module.out_channels, module.in_channels = (second, first) if module.transposed else (first, second)
+    elif isinstance(module, nn.GroupNorm):
+        if module.weight is not None:
+            module.num_channels = len(module.weight)
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
         vectors = [v for v in (module.weight, module.running_mean) if v is not None]
         if vectors:
             module.num_features = len(vectors[0])

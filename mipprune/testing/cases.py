@@ -168,6 +168,6 @@ NETWORKS = (
     NetworkCase("residual_mlp", ResidualMLP, (5,), (7,), zero_stays_zero=False),
     NetworkCase("branches", Branches, (2, 6, 6), (4, 3, 5, 6)),
     NetworkCase("depthwise", Depthwise, (1, 6, 6), (5, 6)),
-    NetworkCase("feed_forward", FeedForward, (5, 4), (9,)),
+    NetworkCase("feed_forward", FeedForward, (5, 4), (6, 9)),
     NetworkCase("tied", _tied, (4,), (5,)),
 )
