@@ -45,6 +45,8 @@ class Program:
         self.captured = captured
         self._reads: dict[str, _Read] = {}
         self.n_units = 0
+        #: (node, which of its integer arguments, units along the dimension whose length it is; -1: not prunable)
+        self.lengths: list[tuple[str, int, np.ndarray]] = []
         self.batch_dims = {n.name: _batch_dims(n.meta.get("val")) for n in captured.nodes}
         self.batch_dims |= dict.fromkeys(captured.inputs, 0)
 
@@ -85,12 +87,6 @@ class Program:
         self._execute(self.captured.nodes, env, tensors, len(inputs[0]), gates)
         return env[self.captured.output.name]
 
-    def run_with(self, inputs: Sequence[torch.Tensor], tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Output of the captured operations on other parameters (node name -> tensor), also of smaller shapes."""
-        env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
-        self._execute(self.captured.nodes, env, tensors, len(inputs[0]), None)
-        return env[self.captured.output.name]
-
     @torch.no_grad()
     def values(self, env: dict[str, Any], wanted: Set[str]) -> dict[str, Any]:
         """The values of the nodes ``wanted`` for the inputs in ``env`` (node name -> tensor; used up)."""
@@ -99,9 +95,15 @@ class Program:
         return {name: env[name] for name in wanted}
 
     @staticmethod
-    def apply(node: fx.Node, env: dict[str, Any], tensors: dict[str, torch.Tensor], batch: int) -> Any:
-        """Result of one operation on the values ``env`` (node name -> value) and ``tensors``, for ``batch`` samples."""
-        args, kwargs = _arguments(node, env, tensors, batch)
+    def apply(
+        node: fx.Node, env: dict[str, Any], tensors: dict[str, torch.Tensor], batch: int,
+        lengths: dict[int, int] | None = None,
+    ) -> Any:
+        """Result of one operation on the values ``env`` (node name -> value) and ``tensors``, for ``batch`` samples.
+
+        ``lengths`` replaces integer arguments by their place among them, for tensors of other sizes than the traced.
+        """
+        args, kwargs = _arguments(node, env, tensors, batch, lengths)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def activations(self, inputs: Sequence[torch.Tensor], units: slice) -> torch.Tensor:
@@ -210,7 +212,8 @@ class Program:
 
 
 def _arguments(
-    node: fx.Node, env: dict[str, Any], tensors: dict[str, torch.Tensor], batch: int
+    node: fx.Node, env: dict[str, Any], tensors: dict[str, torch.Tensor], batch: int,
+    lengths: dict[int, int] | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     def value(node: fx.Node) -> Any:
         if node.name in tensors:
@@ -219,7 +222,22 @@ def _arguments(
             return int_at(node.meta["val"], batch)
         return env[node.name]
 
-    return fx.node.map_arg((node.args, node.kwargs), value)  # type: ignore[return-value]
+    given = (node.args, node.kwargs) if not lengths else _with_lengths((node.args, node.kwargs), lengths, [0])
+    return fx.node.map_arg(given, value)  # type: ignore[return-value]
+
+
+def _with_lengths(tree: Any, lengths: dict[int, int], seen: list[int]) -> Any:
+    """``tree`` with some of its integers replaced, counted in the order of :func:`~mipprune.graph.sizes.integers`."""
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_with_lengths(item, lengths, seen) for item in tree)
+    if isinstance(tree, dict):
+        return {key: _with_lengths(item, lengths, seen) for key, item in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*(_with_lengths(item, lengths, seen) for item in (tree.start, tree.stop, tree.step)))
+    if isinstance(tree, bool) or not (isinstance(tree, int) or (isinstance(tree, fx.Node) and is_integer_node(tree))):
+        return tree
+    seen[0] += 1
+    return lengths.get(seen[0] - 1, tree) if isinstance(tree, int) and tree != -1 else tree
 
 
 def _batch_dims(value: Any) -> Any:

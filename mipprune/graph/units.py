@@ -171,6 +171,8 @@ def build_units(
     pairs = zip(costs["macs"].left, costs["macs"].right, strict=True)
     coupling.add_edges_from((costs.groups[a], costs.groups[b]) for a, b in pairs)
     program.bind(context.edges, [numbered(edge.labels) for edge in context.edges], costs.n_units)
+    program.lengths = [(node, at, units) for node, at, labels in context.lengths
+                       if ((units := numbered(labels)) >= 0).any()]
     repaired = tuple(_attribute_site(form, number) for form in attributes)
     repaired = tuple(site for site in repaired if len(site.units))
     return UnitGraph(model, groups, _pinned(context, components, number), costs, sites, repaired, program, coupling)

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from ..graph import UnitGraph
+from ..graph.capture import is_integer_node
 
 __all__ = ["CutNetwork"]
 
@@ -42,6 +43,9 @@ class CutNetwork:
                     tensor = tensor.index_select(dim, self._index(units).to(tensor.device))
                 done[name] = tensor.clone()
             self.tensors[node] = done[name]
+        self._lengths: dict[str, dict[int, int]] = {}
+        for node, at, units in graph.program.lengths:
+            self._lengths.setdefault(node, {})[at] = int(np.where(units < 0, True, self.kept[units]).sum())
 
     def _index(self, units: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.flatnonzero(np.where(units < 0, True, self.kept[units])))
@@ -56,7 +60,16 @@ class CutNetwork:
     @torch.no_grad()
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Output of the small network."""
-        return self.graph.program.run_with(inputs, self.tensors)
+        return self.evaluate(inputs, self.tensors)
+
+    def evaluate(self, inputs: Sequence[torch.Tensor], tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Output of the small network with other ``tensors`` (node name -> tensor), differentiable in them."""
+        captured = self.graph.program.captured
+        env: dict[str, Any] = dict(zip(captured.inputs, inputs, strict=True))
+        for node in captured.nodes:
+            if not is_integer_node(node):
+                env[node.name] = self.graph.program.apply(node, env, tensors, len(inputs[0]), self._lengths.get(node.name))
+        return env[captured.output.name]
 
     @torch.no_grad()
     def write(self, small: nn.Module) -> None:
@@ -68,4 +81,4 @@ class CutNetwork:
 
     def step(self, node: fx.Node, env: dict[str, Any], batch: int) -> Any:
         """Result of one operation on the values in ``env``."""
-        return self.graph.program.apply(node, env, self.tensors, batch)
+        return self.graph.program.apply(node, env, self.tensors, batch, self._lengths.get(node.name))
