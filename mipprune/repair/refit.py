@@ -31,9 +31,9 @@ class DenseRun:
         targets: per batch, node name -> dense value; layers, and the sums that they feed.
         inputs: per batch, the network's inputs by node name.
         logits: (N, ...), the dense output.
-        enough: a convolution with at least four times as many samples times positions as this takes every second
-            position along each dimension, other ones in each batch; ``None`` takes them all.  A search over many
-            networks can afford it: neighbouring positions say nearly the same.
+        enough: a convolution takes every second position along each dimension, other ones in each batch, as long as
+            it has that many samples times positions left per column of its weight; ``None`` takes them all.  A
+            search over many networks can afford it: neighbouring positions say nearly the same.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class DenseRun:
         self.logits = torch.cat([t[program.captured.output.name] for t in self.targets])
 
 
-    def grid(self, layer: Layer, shape: torch.Size, batch: int) -> Grid | None:
-        """The positions of ``layer`` (output shape ``shape``) to look at in the batch of this number."""
+    def grid(self, layer: Layer, shape: torch.Size, columns: int, batch: int) -> Grid | None:
+        """The positions of ``layer`` (output of ``shape``, weight of ``columns``) to look at in a batch."""
         spatial = shape[2:]
         if layer.is_linear or self.enough is None or min(spatial) < 2:
             return None
-        if len(self.data) * spatial.numel() < self.enough * 2 ** len(spatial):
+        if len(self.data) * spatial.numel() < self.enough * columns * 2 ** len(spatial):
             return None
         return Grid(2, tuple(batch >> d & 1 for d in range(len(spatial))))
 
@@ -184,7 +184,7 @@ class _Sweep:
         index = self.cut.kept_index(layer.weight, 0)
         for number, (env, targets) in enumerate(zip(self.envs, self.dense.targets, strict=True)):
             t = targets[layer.total.name if towards_sum else layer.node.name]  # type: ignore[union-attr]
-            grid = self.dense.grid(layer, t.shape, number)
+            grid = self.dense.grid(layer, t.shape, weight[0].numel(), number)
             x = layer.design(env[layer.data], weight, grid)
             t = layer.on_grid(t, grid)
             if index is not None:
