@@ -2,66 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
-from torch.func import jacrev, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .cut import CutNetwork
 from .refit import DenseRun
 
-__all__ = ["MOST_WEIGHTS", "polish"]
+__all__ = ["MOST_WEIGHTS", "count_weights", "polish"]
 
-#: More kept weights than this and the normal equations cost too much.
+#: Networks with more kept weights are left alone unless asked for: the steps would take longer than they gain.
 MOST_WEIGHTS = 8_000
+#: Products with J that estimate the diagonal of J'J.
+_PROBES = 8
+
+Flat = torch.Tensor
 
 
 def polish(
-    cut: CutNetwork, dense: DenseRun, *, steps: int = 5, damping: float = 1e-2, batch_size: int = 64,
-    n_samples: int | None = None, seed: int = 0,
+    cut: CutNetwork, dense: DenseRun, *, steps: int = 8, damping: float = 0.1, iterations: int = 20, seed: int = 0,
+    goes_on: Callable[[], bool] = lambda: True,
 ) -> list[float]:
     """Move all kept weights towards the dense network's logits, in place.
 
-    Minimises mean squared error of the logits by Levenberg-Marquardt (Marquardt 1963): each step solves
+    Minimises the mean squared error of the logits by Levenberg-Marquardt (Marquardt 1963): each step solves
 
-        (J'J / N + damping diag(J'J / N)) d = J'r / N,    r the missing part of the logits,
+        (J'J / N + damping D) d = J'r / N,    r the missing part of the logits, D an estimate of diag(J'J / N),
 
-    is taken if the error falls (damping / 4), and thrown away if not (damping * 8).  No learning rate, no batches to
-    choose.  P weights, N samples and C logits cost O(N C P^2 + P^3) a step.
+    by conjugate gradients preconditioned with D, J never formed; the step is taken if the error falls (damping / 4),
+    and thrown away if not (damping * 8).  There is no learning rate and no batch to choose.  A step costs about
+    3 ``iterations`` forward passes over the data, the memory one backward pass needs for all samples.
 
     Args:
         steps: solves, whether or not they were taken.
-        n_samples: how many of the samples make J, a fresh choice each step; the error is always that of all.
+        iterations: of conjugate gradients in each.
+        goes_on: asked before every step.
 
     Returns:
         The mean squared error before, and after every step.
     """
     names = _trainable(cut)
-    parameters = {name: cut.tensors[name] for name in names}
-    inputs = tuple(torch.cat([env[name] for env in dense.inputs]) for name in cut.graph.program.captured.inputs)
+    inputs = [torch.cat([env[name] for env in dense.inputs]) for name in cut.graph.program.captured.inputs]
     generator = torch.Generator().manual_seed(seed)
     errors = [_error(cut, inputs, dense.logits)]
     for _ in range(steps):
-        n = len(dense.logits)
-        index = torch.arange(n)
-        if n_samples is not None and n_samples < n:
-            index = torch.randperm(n, generator=generator)[:n_samples]
-        normal, gradient = _normal_equations(cut, parameters, tuple(x[index] for x in inputs), dense.logits[index], batch_size)
-        scale = normal.diagonal().clamp_min(1e-8 * float(normal.diagonal().max()))
-        before = {name: tensor.clone() for name, tensor in parameters.items()}
-        while True:
-            move = torch.linalg.solve(normal + damping * torch.diag(scale), gradient)
-            _add(parameters, before, move)
-            error = _error(cut, inputs, dense.logits)
-            if error < errors[-1]:
-                damping /= 4
-                break
+        if not goes_on():
+            break
+        linear = _Linearised(cut, names, inputs)
+        rest = dense.logits - linear.output.detach()
+        n = len(rest)
+        gradient = linear.transposed(rest) / n
+        signs = [torch.randint(0, 2, rest.shape, generator=generator).to(rest) * 2 - 1 for _ in range(_PROBES)]
+        scale = torch.stack([linear.transposed(s) ** 2 for s in signs]).mean(0) / n
+        scale = scale.clamp_min(1e-4 * float(scale.mean()))
+        move = _conjugate_gradients(
+            lambda v, d=damping, s=scale: linear.transposed(linear.forward(v)) / n + d * s * v,  # noqa: B023
+            gradient, scale * (1 + damping), iterations,
+        )
+        before = [cut.tensors[name].clone() for name in names]
+        _add(cut, names, before, move)
+        error = _error(cut, inputs, dense.logits)
+        if error < errors[-1]:
+            damping /= 4
+            errors.append(error)
+        else:
             damping *= 8
-            if damping > 1e4:
-                _add(parameters, before, torch.zeros_like(move))
-                return errors
-        errors.append(error)
+            _add(cut, names, before, torch.zeros_like(move))
+            errors.append(errors[-1])
     return errors
+
+
+def count_weights(cut: CutNetwork) -> int:
+    """How many weights :func:`polish` would move."""
+    return sum(cut.tensors[name].numel() for name in _trainable(cut))
 
 
 def _trainable(cut: CutNetwork) -> list[str]:
@@ -76,41 +90,58 @@ def _trainable(cut: CutNetwork) -> list[str]:
     return out
 
 
-def count_weights(cut: CutNetwork) -> int:
-    """How many weights :func:`polish` would move."""
-    return sum(cut.tensors[name].numel() for name in _trainable(cut))
+class _Linearised:
+    """The logits as a linear map of small changes of the weights: products with J and J', one forward pass in all."""
+
+    def __init__(self, cut: CutNetwork, names: list[str], inputs: list[torch.Tensor]) -> None:
+        fresh = {id(cut.tensors[name]): cut.tensors[name].detach().clone().requires_grad_(True) for name in names}
+        tensors = {node: fresh.get(id(t), t) for node, t in cut.tensors.items()}
+        self.leaves = [tensors[name] for name in names]
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivatives
+            self.output = cut.evaluate(inputs, tensors)
+        self.dual = torch.zeros_like(self.output, requires_grad=True)
+        pulled = torch.autograd.grad(
+            self.output, self.leaves, self.dual, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        self.pulled = torch.cat([p.flatten() for p in pulled])  # J'u, linear in u: its transpose is J
+
+    def forward(self, v: Flat) -> torch.Tensor:
+        return torch.autograd.grad(self.pulled, self.dual, v, retain_graph=True)[0]
+
+    def transposed(self, u: torch.Tensor) -> Flat:
+        parts = torch.autograd.grad(
+            self.output, self.leaves, u, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return torch.cat([p.flatten() for p in parts])
 
 
-def _normal_equations(
-    cut: CutNetwork, parameters: dict[str, torch.Tensor], inputs: Sequence[torch.Tensor], target: torch.Tensor, batch_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """J'J / N and J'r / N, float64."""
-
-    def one(values: dict[str, torch.Tensor], *sample: torch.Tensor) -> torch.Tensor:
-        return cut.evaluate([x[None] for x in sample], cut.tensors | values)[0]
-
-    jacobian = vmap(jacrev(one), in_dims=(None, *[0] * len(inputs)))
-    total = sum(p.numel() for p in parameters.values())
-    normal = torch.zeros(total, total, dtype=torch.float64)
-    gradient = torch.zeros(total, dtype=torch.float64)
-    for start in range(0, len(target), batch_size):
-        part = tuple(x[start : start + batch_size] for x in inputs)
-        rows = jacobian(parameters, *part)
-        flat = torch.cat([rows[name].flatten(2) for name in parameters], 2).flatten(0, 1)
-        rest = (target[start : start + batch_size] - cut.run(part)).flatten()
-        normal += (flat.T @ flat).double()
-        gradient += (flat.T @ rest).double()
-    return normal / len(target), gradient / len(target)
+def _conjugate_gradients(apply: Callable[[Flat], Flat], right: Flat, diagonal: Flat, iterations: int) -> Flat:
+    x = torch.zeros_like(right)
+    residual = right.clone()
+    direction = preconditioned = residual / diagonal
+    energy = float(residual @ preconditioned)
+    for _ in range(iterations):
+        image = apply(direction)
+        curvature = float(direction @ image)
+        if not curvature > 0 or not energy > 0:
+            break
+        x = x + energy / curvature * direction
+        residual = residual - energy / curvature * image
+        preconditioned = residual / diagonal
+        after = float(residual @ preconditioned)
+        direction = preconditioned + after / energy * direction
+        energy = after
+    return x
 
 
 @torch.no_grad()
-def _error(cut: CutNetwork, inputs: Sequence[torch.Tensor], target: torch.Tensor) -> float:
+def _error(cut: CutNetwork, inputs: list[torch.Tensor], target: torch.Tensor) -> float:
     return float(((cut.run(inputs) - target).double() ** 2).sum() / len(target))
 
 
 @torch.no_grad()
-def _add(parameters: dict[str, torch.Tensor], before: dict[str, torch.Tensor], move: torch.Tensor) -> None:
+def _add(cut: CutNetwork, names: list[str], before: list[torch.Tensor], move: Flat) -> None:
     at = 0
-    for name, tensor in parameters.items():
-        tensor.copy_(before[name] + move[at : at + tensor.numel()].reshape(tensor.shape).to(tensor.dtype))
-        at += tensor.numel()
+    for name, old in zip(names, before, strict=True):
+        cut.tensors[name].copy_(old + move[at : at + old.numel()].reshape(old.shape))
+        at += old.numel()
