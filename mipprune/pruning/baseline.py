@@ -27,6 +27,8 @@ def magnitude_mask(
 ) -> np.ndarray:
     """Keep the same share of every group, largest weights first: the largest share that meets ``limits``.
 
+    What rounding down leaves of the limits is used up, one unit at a time in the group of the smallest share.
+
     Args:
         limits: resource -> absolute limit.
         keep: bool (n_units,), units that must stay.
@@ -43,12 +45,25 @@ def magnitude_mask(
         fits = all(costs.cost(r, _share(costs, middle, fewest)) <= limit for r, limit in limits.items())
         low, high = (middle, high) if fits else (low, middle)
     counts = costs.sizes if _fits(costs, limits, costs.sizes) else _share(costs, low, fewest)
+    counts = _filled(costs, limits, counts)
     score = np.where(keep, np.inf, unit_magnitudes(graph))
     mask = np.zeros(graph.n_units, dtype=bool)
     for group, count in zip(graph.groups, counts, strict=True):
         order = np.argsort(-score[group.units], kind="stable")
         mask[group.offset + order[:count]] = True
     return mask
+
+
+def _filled(costs: CostModel, limits: dict[str, int], counts: np.ndarray) -> np.ndarray:
+    counts = counts.copy()
+    while True:
+        for g in np.argsort(counts / costs.sizes, kind="stable"):
+            counts[g] += 1
+            if counts[g] <= costs.sizes[g] and _fits(costs, limits, counts):
+                break
+            counts[g] -= 1
+        else:
+            return counts
 
 
 def _share(costs: CostModel, share: float, fewest: np.ndarray) -> np.ndarray:
