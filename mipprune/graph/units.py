@@ -173,7 +173,8 @@ def build_units(
     program.bind(context.edges, [numbered(edge.labels) for edge in context.edges], costs.n_units)
     repaired = tuple(_attribute_site(form, number) for form in attributes)
     repaired = tuple(site for site in repaired if len(site.units))
-    return UnitGraph(model, groups, _pinned(model, context, components, number), costs, sites, repaired, program, coupling)
+    pinned = _pinned(model, context, components, number)
+    return UnitGraph(model, groups, pinned, costs, sites, repaired, program, coupling)
 
 
 def _attribute_site(found: AttributeForm, number: np.ndarray) -> AttributeSite:
