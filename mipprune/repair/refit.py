@@ -144,12 +144,8 @@ class _Sweep:
                     env.pop(a.name, None)
 
     def _untouched(self, node: fx.Node) -> bool:
-        program = self.cut.graph.program
-        read = program.read_of(node)
-        if read is not None:
-            units = read.units[read.units < program.n_units].numpy()
-            if not self.cut.kept[units].all():
-                return False
+        if not self.cut.kept[self.cut.graph.program.units_read(node)].all():
+            return False
         tensors = self.cut.tensors
         return all(a.name in tensors or a.name in self.as_dense or is_integer_node(a) for a in node.all_input_nodes)
 
