@@ -83,6 +83,8 @@ def ours(model: nn.Module, graph: UnitGraph, data: bar.Data, budget: float, lm: 
     lm = lm and any(isinstance(m, bar.Attention) for m in model.modules())  # it doesn't win on convolutions
     yield from staged("mipprune", model, graph, result.kept, data, result.report.ratio("macs"),
                       result.report.cpu_seconds, tune=True, lm=lm)
+    if budget < 0.2:
+        return  # as cut, nothing is left to compare
     cut = mp.prune(model, data.train, repair=(), stages=8, **options)
     yield ("mipprune selection", "one-shot", bar.accuracy(cut.model, data.test), cut.report.ratio("macs"),
            cut.report.cpu_seconds)

@@ -203,6 +203,9 @@ def test_the_ridge_is_the_best_by_generalised_cross_validation() -> None:
 def digits_case(digits_flat: Any) -> tuple[UnitGraph, np.ndarray, DenseRun]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 10))
+    with torch.no_grad():
+        for layer in model[::2]:
+            layer.weight.mul_(3)  # logits of a size that matters
     x, y = digits_flat.train[0][:300], digits_flat.train[1][:300]
     graph = mp.trace(model, x)
     return graph, some_mask(graph, 4), DenseRun(graph, as_data((x, y), graph))

@@ -28,7 +28,8 @@ __all__ = ["Candidate", "Searcher", "Stage", "search_widths", "tighten", "under_
 
 #: Nodes of branch and bound per size of a layer when the final bound is tightened.
 TIGHTEN_NODES = 32
-#: With refits, networks of more units than this are recombined without the MIP: a search over repaired networks follows.
+#: Networks of more units than this are recombined by exchanges and the Lagrangian bound alone: the MIP would take longer
+#: than everything else.
 QUICK_ABOVE = 300
 #: Networks that the search over widths repairs and measures.
 WIDTH_EVALUATIONS = 50
@@ -146,7 +147,7 @@ class Searcher:
     def combine(self, curves: list[SizeCurve], **problem: object) -> Recombination:
         """Best sizes of all groups together."""
         self.tick("combining layers")
-        quick = self.surrogate == "refit" and self.graph.n_units > QUICK_ABOVE
+        quick = self.graph.n_units > QUICK_ABOVE
         return recombine(
             curves, self.graph.costs, solver=self.solver, time_limit=self.remaining(), quick=quick, **problem,  # type: ignore[arg-type]
         )
