@@ -46,9 +46,10 @@ if TYPE_CHECKING:
     from .graph import UnitGraph, trace
     from .latency import LatencyTable, compare_latency, measure_latency
     from .pruning import Latency, LossIncrease, Macs, Params, PruneResult, Units, prune
+    from .repair import recalibrate_batch_norm
     from .solver import Problem, Solution, solve
     from .study import compare
-    from .surgery import PrunePlan, load, recalibrate_batch_norm, save, transfer_optimizer, verify
+    from .surgery import PrunePlan, load, save, transfer_optimizer, verify
 
 __version__ = "0.1.0"
 
@@ -70,9 +71,9 @@ _HOMES = {
     "Latency": "pruning", "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning",
     "PruneResult": "pruning", "Units": "pruning",
     "prune": "pruning",
+    "recalibrate_batch_norm": "repair",
     "compare": "study",
-    "PrunePlan": "surgery", "load": "surgery", "recalibrate_batch_norm": "surgery", "save": "surgery",
-    "transfer_optimizer": "surgery", "verify": "surgery",
+    "PrunePlan": "surgery", "load": "surgery", "save": "surgery", "transfer_optimizer": "surgery", "verify": "surgery",
 }
 __getattr__ = lazy_attributes(__name__, _HOMES)
 __all__ = [

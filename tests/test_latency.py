@@ -21,7 +21,7 @@ from mipprune.latency import LatencyComparison, LatencyTable, clock, compare_lat
 from mipprune.latency.fit import FEMTOSECONDS, latency_cost
 from mipprune.latency.table import _calibrate, _designs, measure_latency
 from mipprune.pruning import PruneReport, timing
-from mipprune.pruning.widths import allowed_counts, searched_counts
+from mipprune.pruning.multiples import allowed_counts, searched_counts
 from mipprune.solver import curve_search, recombine, size_curve
 from mipprune.testing.cases import NETWORKS, NetworkCase
 
@@ -249,10 +249,11 @@ def test_options_of_a_latency_budget() -> None:
 def test_allowed_counts() -> None:
     case = NETWORKS[1]  # 4 and 6 channels, 8 neurons; the 6 channels are flattened to 9 columns each
     graph = mp.trace(case.build(), case.inputs())
-    fewest = np.array([1, 1, 1])
-    assert [c.tolist() for c in allowed_counts(graph, fewest, 4)] == [[4], [4, 6], [4, 8]]
-    assert [c.tolist() for c in allowed_counts(graph, np.array([1, 5, 5]), 4)] == [[4], [6], [8]]
-    assert [c.tolist() for c in allowed_counts(graph, fewest, 1)] == [[*range(1, n + 1)] for n in (4, 6, 8)]
+    fewest, sizes, fours = np.array([1, 1, 1]), graph.costs.sizes, width_steps(graph, 4)
+    assert [c.tolist() for c in allowed_counts(sizes, fewest, fours)] == [[4], [4, 6], [4, 8]]
+    assert [c.tolist() for c in allowed_counts(sizes, np.array([1, 5, 5]), fours)] == [[4], [6], [8]]
+    ones = width_steps(graph, 1)
+    assert [c.tolist() for c in allowed_counts(sizes, fewest, ones)] == [[*range(1, n + 1)] for n in (4, 6, 8)]
     many = np.arange(8, 8001, 8)
     assert searched_counts(many, 4000)[[0, -1]].tolist() == [8, 4000]
     assert len(searched_counts(many, 8000)) == 129
@@ -261,18 +262,18 @@ def test_allowed_counts() -> None:
 
 @pytest.mark.parametrize("exact", [True, False], ids=["enumerated", "searched"])
 @pytest.mark.parametrize("objective", ["drop", "macs"])
-def test_restricted_curves_against_enumeration(exact: bool, objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_on_multiples_against_enumeration(exact: bool, objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The optimum over all masks of allowed sizes lies between bound and incumbent."""
     if not exact:
         monkeypatch.setattr(curve_search, "TABLE_UNITS", 0)
-    sizes, allowed = (5, 6), [np.array([2, 4, 5]), np.array([3, 6])]
+    sizes, allowed = (5, 6), [np.array([2, 4, 5]), np.array([3, 6])]  # multiples of 2 and 3, and all
     for seed in range(4):
         surrogates, costs = layers(sizes, seed), network(sizes, seed=seed)
-        curves = [size_curve(s, only, min_keep=1).restricted(only) for s, only in zip(surrogates, allowed)]
+        curves = [size_curve(s, only, min_keep=1) for s, only in zip(surrogates, allowed)]
         limits: dict[str, Any] = {"budgets": {"macs": 0.6 * costs.cost("macs", costs.sizes)}}
         if objective == "macs":
             limits = {"objective": "macs", "max_drop": 0.3}
-        found = recombine(curves, costs, **limits)
+        found = recombine(curves, costs, multiples=[2, 3], **limits)
         assert all(k in only for k, only in zip(found.counts.tolist(), allowed))
         kept = (np.arange(1 << 11)[:, None] >> np.arange(11) & 1).astype(bool)
         counts = np.stack([kept[:, :5].sum(1), kept[:, 5:].sum(1)], 1)
@@ -284,8 +285,6 @@ def test_restricted_curves_against_enumeration(exact: bool, objective: str, monk
         if exact:
             assert found.proved
             assert found.objective == pytest.approx(best, abs=1e-7)
-    with pytest.raises(BudgetError, match="is allowed"):
-        curves[0].restricted(np.array([3]))
 
 
 @pytest.mark.parametrize("stages", [1, 3])

@@ -16,7 +16,8 @@ from torch import nn
 import mipprune as mp
 from mipprune.errors import PlanError, VerificationError
 from mipprune.game.data import LabelledData
-from mipprune.surgery import PrunePlan, load, load_plan, recalibrate_batch_norm, save, verify
+from mipprune.repair import recalibrate_batch_norm
+from mipprune.surgery import PrunePlan, load, load_plan, save, verify
 from mipprune.testing.cases import NETWORKS, NetworkCase
 from mipprune.testing.masking import kill_units, masked_model
 

@@ -55,7 +55,7 @@ class _Extraction:
         self.program = program
         if len(program.captured.inputs) != 1:
             raise TraceError(f"bounds need a network with one input, this one has {program.captured.inputs}")
-        tensors = program._tensors()
+        tensors = program.dense_tensors()
         self.tensors = {n: t.double().cpu() if t.is_floating_point() else t.cpu() for n, t in tensors.items()}
         self.nodes: list[Node] = []
         self.sizes = [math.prod(shape_at(program.captured.input_shapes[0], 1)[1:])]

@@ -172,6 +172,8 @@ def build_units(
     assert isinstance(macs, BilinearCost)
     coupling.add_edges_from((costs.groups[a], costs.groups[b]) for a, b in zip(macs.left, macs.right, strict=True))
     program.bind(context.edges, [numbered(edge.labels) for edge in context.edges], costs.n_units)
+    program.lengths = [(node, at, units) for node, at, labels in context.lengths
+                       if ((units := numbered(labels)) >= 0).any()]
     repaired = tuple(_attribute_site(form, number) for form in attributes)
     repaired = tuple(site for site in repaired if len(site.units))
     pinned = _pinned(model, context, components, number)

@@ -7,7 +7,7 @@ import numpy as np
 from ..costs import CostModel
 from ..errors import InfeasibleError
 from ..graph import UnitGraph
-from .widths import allowed_counts
+from .multiples import allowed_counts, width_steps
 
 __all__ = ["magnitude_mask", "unit_magnitudes"]
 
@@ -28,17 +28,19 @@ def magnitude_mask(
 ) -> np.ndarray:
     """Keep the same share of every group, largest weights first: the largest share that meets ``limits``.
 
+    What rounding down leaves of the limits is used up, one unit at a time in the group of the smallest share.
+
     Args:
         limits: resource -> absolute limit.
         keep: bool (n_units,), units that must stay.
-        multiple: kept widths are multiples of it, see :func:`~mipprune.pruning.widths.allowed_counts`.
+        multiple: kept widths are multiples of it, see :func:`~mipprune.pruning.multiples.width_steps`.
 
     Raises:
         InfeasibleError: even the smallest network allowed exceeds a limit.
     """
     costs = graph.costs
     fewest = np.maximum(costs.counts(keep), np.minimum(min_keep, costs.sizes))
-    allowed = allowed_counts(graph, fewest, multiple)
+    allowed = allowed_counts(costs.sizes, fewest, width_steps(graph, multiple))
     fewest = np.array([counts[0] for counts in allowed], dtype=np.int64)
     _refuse_impossible(costs, limits, fewest)
     low, high = 0.0, 1.0
@@ -47,12 +49,29 @@ def magnitude_mask(
         fits = all(costs.cost(r, _share(costs, middle, allowed)) <= limit for r, limit in limits.items())
         low, high = (middle, high) if fits else (low, middle)
     counts = costs.sizes if _fits(costs, limits, costs.sizes) else _share(costs, low, allowed)
+    counts = _filled(costs, limits, counts, allowed)
     score = np.where(keep, np.inf, unit_magnitudes(graph))
     mask = np.zeros(graph.n_units, dtype=bool)
     for group, count in zip(graph.groups, counts, strict=True):
         order = np.argsort(-score[group.units], kind="stable")
         mask[group.offset + order[:count]] = True
     return mask
+
+
+def _filled(
+    costs: CostModel, limits: dict[str, int], counts: np.ndarray, allowed: tuple[np.ndarray, ...]
+) -> np.ndarray:
+    """The counts with what the limits still allow added, the group that lost most first."""
+    counts = counts.copy()
+    while True:
+        for g in np.argsort(counts / costs.sizes, kind="stable"):
+            more = counts.copy()
+            more[g] = min(allowed[g][allowed[g] > counts[g]], default=counts[g])
+            if more[g] > counts[g] and _fits(costs, limits, more):
+                counts = more
+                break
+        else:
+            return counts
 
 
 def _share(costs: CostModel, share: float, allowed: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -20,6 +20,7 @@ from ..records import Record
 from ..solver import Solution
 from ..surgery import PrunePlan, Verification, save, transfer_optimizer
 from .measure import Quality
+from .repairing import RepairStep
 from .search import Stage
 
 __all__ = ["LayerReport", "PruneReport", "PruneResult"]
@@ -52,8 +53,9 @@ class PruneReport(Record):
             same budget chosen by magnitude with the same repair.
         dense_calibration, pruned_calibration: quality on the calibration data, which the selection saw.
         verification: masked network against the smaller one, before repair.
-        repair: what was repaired after surgery.
+        repairs: what each repair did after surgery, on the data that judges them.
         seconds: wall-clock time of everything.
+        cpu_seconds: CPU time of this process until the network was ready: selection and repair, without the baseline.
         latency: with a latency budget, the dense and the pruned network timed in pairs after everything else.
     """
 
@@ -71,14 +73,20 @@ class PruneReport(Record):
     dense_calibration: Quality
     pruned_calibration: Quality
     verification: Verification
-    repair: tuple[str, ...]
+    repairs: tuple[RepairStep, ...]
     seconds: float
+    cpu_seconds: float
     latency: LatencyComparison | None = None
 
     @property
     def predicted_drop(self) -> float:
         """Loss increase in nats that the surrogates of all stages add up to; ``solution.true_drop`` is measured."""
         return sum(stage.surrogate_drop for stage in self.stages)
+
+    @property
+    def repair(self) -> tuple[str, ...]:
+        """Names of the repairs that were taken."""
+        return tuple(step.name for step in self.repairs[1:] if step.taken)
 
     def ratio(self, resource: str) -> float:
         """Pruned cost over dense cost."""
@@ -146,6 +154,9 @@ class PruneReport(Record):
             + (f" after repair ({', '.join(self.repair)})" if self.repair else ""),
             f"masked and pruned network agree to {self.verification.max_abs_diff:.2g}; {self.seconds:.1f} s in all",
         ]
+        for step in self.repairs:
+            lines.append(f"{step.name}: loss {step.loss:.4f}, accuracy {step.accuracy:.2%}"
+                         + ("" if step.taken else " (not taken)") + f", {step.seconds:.2f} s")
         lines += [f"not prunable: {line}" for line in self.pinned]
         return "\n".join(lines)
 

@@ -34,8 +34,7 @@ class SizeCurve(Record):
         upper: float64, shape (K,): the surrogate's drop of each mask, evaluated in float64.
         fewest: smallest kept count that the pins and ``min_keep`` allow.
         all_lower: float64, shape (most - fewest + 1,): entry j bounds the drop of every allowed mask that keeps
-            ``fewest + j`` units, searched or not, as far as float64 is exact; ``inf`` where no mask of that size is
-            allowed.
+            ``fewest + j`` units, searched or not, as far as float64 is exact.
         termination: ``"optimal"`` if every searched size is proved, ``"iteration_limit"`` if the search ended with
             gaps, else ``"time_limit"`` or ``"interrupted"``.
         seconds: wall-clock time.
@@ -85,21 +84,6 @@ class SizeCurve(Record):
     def proved(self) -> np.ndarray:
         """bool, shape (K,): no mask of that size is better, by the rule of :attr:`Solution.proved`."""
         return self.gaps <= 1e-6 * np.maximum(1e-3, np.abs(self.upper))
-
-    def restricted(self, allowed: np.ndarray) -> SizeCurve:
-        """The curve for a layer that may only keep one of the ``allowed`` counts: other sizes bound nothing (``inf``).
-
-        Raises:
-            BudgetError: no searched size is allowed.
-        """
-        fine = np.isin(self.counts, allowed)
-        if not fine.any():
-            raise BudgetError(f"none of the searched sizes {self.counts.tolist()} is allowed")
-        sizes = np.arange(self.fewest, self.most + 1)
-        lower = np.where(np.isin(sizes, allowed), self.all_lower, np.inf)
-        return dataclasses.replace(
-            self, counts=self.counts[fine], masks=self.masks[fine], upper=self.upper[fine], all_lower=lower
-        )
 
     def mask(self, count: int) -> np.ndarray:
         """The kept mask of a searched size, bool of shape (n,).  ``KeyError`` on a size that was skipped."""
