@@ -144,7 +144,7 @@ def test_every_mask_that_meets_the_requirement_is_a_solution(case: Any, kind: st
 # -- optima ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", ["highs", "scip"])
+@pytest.mark.parametrize("solver", ["highs", "scip", "cbc"])
 @pytest.mark.parametrize("seed", range(3))
 def test_enumeration_agrees_on_margins(seed: int, solver: str) -> None:
     instance = Instance(_mlp(seed, (5, 5, 4, 3)), (5,), 8, seed)
