@@ -217,8 +217,9 @@ def _keywords(section: PruneSection) -> dict[str, Any]:
     if section.tolerance is not None:
         arguments["tolerance"] = mp.LossIncrease(section.tolerance)
     if section.budget is not None:
-        ratios = [(mp.Macs, section.budget.macs), (mp.Params, section.budget.params), (mp.Units, section.budget.units)]
-        arguments["budget"] = [kind(ratio) for kind, ratio in ratios if ratio is not None] or None
+        kinds = {"macs": mp.Macs, "params": mp.Params, "units": mp.Units, "latency": mp.Latency}
+        ratios = dataclasses.asdict(section.budget)
+        arguments["budget"] = [kinds[name](ratio) for name, ratio in ratios.items() if ratio is not None] or None
     return arguments
 
 

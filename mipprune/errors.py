@@ -61,6 +61,10 @@ class PlanError(MipPruneError, ValueError):
     """A prune plan that is corrupt, or was made for another architecture."""
 
 
+class OptimizerError(MipPruneError, ValueError):
+    """An optimizer whose state can't be carried over to the smaller network."""
+
+
 class VerificationError(MipPruneError):
     """The pruned model does not compute what the masked model computes."""
 

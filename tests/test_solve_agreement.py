@@ -41,7 +41,7 @@ def test_all_solvers_agree_with_enumeration(batch: int) -> None:
             infeasible += 1
             continue
         reference = outcome(problem, "brute")
-        for solver in SOLVERS:
+        for solver in (*SOLVERS, *(("nlp",) if len(problem.costs.groups) == 1 else ())):
             found = outcome(problem, solver)
             assert (found is None) == (reference is None), (seed, solver)
             if found is None or reference is None:
@@ -62,7 +62,7 @@ def head_problem(n: int = 60, samples: int = 400) -> Problem:
     return Problem.minimize_units(surrogate, max_drop=0.05)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [*SOLVERS, "nlp"])
 def test_time_limit_keeps_incumbent_and_bound(solver: str) -> None:
     solution = solve(head_problem(), solver=solver, time_limit=0.3)
     assert solution.termination in ("time_limit", "optimal")
@@ -71,7 +71,7 @@ def test_time_limit_keeps_incumbent_and_bound(solver: str) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
-@pytest.mark.parametrize("solver", ["scip", "highs"])
+@pytest.mark.parametrize("solver", ["scip", "highs", "nlp"])
 def test_ctrl_c_returns_the_incumbent(solver: str) -> None:
     problem = head_problem(n=120, samples=1500)
     timer = threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -88,7 +88,7 @@ def test_ctrl_c_returns_the_incumbent(solver: str) -> None:
 def test_infeasible_tolerance_names_the_nearest() -> None:
     surrogate = Quadratic(np.full(5, 0.1), np.eye(5))
     problem = Problem.minimize_units(surrogate, max_drop=-1.0)
-    for solver in (*SOLVERS, "brute"):
+    for solver in (*SOLVERS, "nlp", "brute"):
         with pytest.raises(InfeasibleError, match="max_drop") as error:
             solve(problem, solver=solver)
         assert error.value.nearest == pytest.approx(0.0, abs=1e-9)

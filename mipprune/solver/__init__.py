@@ -9,6 +9,7 @@ from .curve import SizeCurve, size_curve, size_curves
 from .export import export_problem
 from .linear import LinearMip, MipBuilder
 from .linear_solver import LinearOutcome
+from .pool import Pool, near_optimal
 from .problem import Evaluation, Problem
 from .recombine import Recombination, recombine
 from .registry import solve_linear
@@ -22,6 +23,7 @@ __all__ = [
     "LinearMip",
     "LinearOutcome",
     "MipBuilder",
+    "Pool",
     "Problem",
     "Recombination",
     "SizeCurve",
@@ -31,6 +33,7 @@ __all__ = [
     "export_problem",
     "load_certificate",
     "load_problem",
+    "near_optimal",
     "recombine",
     "save_certificate",
     "save_problem",

@@ -101,6 +101,8 @@ def _automatic(problem: Problem) -> str:
     needs_drop = problem.objective == "drop" or problem.max_drop is not None
     if problem.surrogate.is_linear or not needs_drop:
         return "highs"
+    if len(problem.costs.groups) == 1:
+        return "nlp"
     return "scip" if BACKENDS["scip"].available else "highs"
 
 

@@ -58,6 +58,7 @@ def recombine(
     solver: str = "highs",
     time_limit: float | None = None,
     threads: int = 1,
+    quick: bool = False,
 ) -> Recombination:
     """Choose one mask from every curve: a multiple-choice knapsack over the exact costs.
 
@@ -78,6 +79,7 @@ def recombine(
         multiples: one number for all groups, or one per group: a group keeps a multiple of so many units, or all.
         solver: name of the MIP solver.
         time_limit: seconds; what is found by then is returned with its gap, as on Ctrl-C.
+        quick: leave the MIPs out; the dual bound (none where products of counts form a cycle) and the exchanges stay.
 
     Raises:
         BudgetError: an unknown resource or a limit that isn't finite.
@@ -98,18 +100,20 @@ def recombine(
 
     deadline = math.inf if time_limit is None else time.monotonic() + time_limit
     first = math.inf if time_limit is None else time.monotonic() + time_limit / (1 if same else 2)
-    found = solve_selection(upper, requirements, solver=solver, deadline=first, threads=threads)
+    found = solve_selection(upper, requirements, solver=solver, deadline=first, threads=threads, quick=quick)
     if found.chosen is None:
         _explain(upper, requirements, found, solver, deadline, threads)
     bound, termination = found.bound, found.termination
     if not same:
         stop = termination == "interrupted"
         below = solve_selection(
-            lower, requirements, solver=solver, deadline=deadline, threads=threads, quick=stop
+            lower, requirements, solver=solver, deadline=deadline, threads=threads, quick=stop or quick
         )
         bound = below.bound
         if not stop and below.termination != "optimal":
             termination = below.termination
+    if quick and termination == "time_limit" and time.monotonic() < deadline:
+        termination = "iteration_limit"
     return _assemble(curves, requirements, upper, found, bound, termination, solver, time.perf_counter() - started)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from ..context import Context, Labels, Masked, Value, register_rule
+from ..context import Context, Labels, Masked, Value
 from ..masked import masked_mean, masked_var
+from ..registry import register_rule
 from .elementwise import names
 
 
@@ -110,8 +111,8 @@ def _pad(c: Context, x: Value, widths: Any, *_: Any) -> Labels:
     if c.shape[carry] == x.labels.shape[carry]:
         return c.spread(labels, carry, c.shape)
     before = widths[2 * (x.labels.ndim - 1 - carry)]
-    if "constant" not in str(c.node.target) and "zero" not in str(c.node.target) and "aten.pad." not in str(
-            c.node.target) or before < 0 or c.shape[carry] < x.labels.shape[carry] + before:
+    if ("constant" not in str(c.node.target) and "zero" not in str(c.node.target) and "aten.pad." not in str(
+            c.node.target)) or before < 0 or c.shape[carry] < x.labels.shape[carry] + before:
         c.pin(labels, "padded with copies of units")
         return c.zeros()
     padded = torch.zeros(c.shape[carry], dtype=torch.int64)
