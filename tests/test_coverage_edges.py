@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from torch import Tensor, nn
 
 import mipprune as mp
 from mipprune.errors import PlanError, TraceError
+from mipprune.graph import register_rule
 from mipprune.graph.attention_module import PrunableMultiheadAttention
+from mipprune.graph.registry import RULES
 from mipprune.surgery import PrunePlan
 from mipprune.testing.architectures.sequence import Attention, Recurrent, TorchEncoder
 
@@ -201,6 +205,44 @@ def test_masked_recurrence_is_torchs_when_everything_is_kept(kind: type[nn.RNNBa
     kept = half(graph)
     small = PrunePlan.from_mask(graph, kept).apply(model)
     assert torch.allclose(graph.program.run([x], torch.from_numpy(kept).double()), small(x))
+
+
+def test_the_documented_rule_works() -> None:
+    """docs/coverage.md as printed, on an operation of one's own."""
+
+    @torch.library.custom_op("mylib::scaled_linear", mutates_args=())
+    def scaled_linear(x: Tensor, weight: Tensor, scale: float) -> Tensor:
+        return F.linear(x, weight) * scale
+
+    @scaled_linear.register_fake
+    def _(x: Tensor, weight: Tensor, scale: float) -> Tensor:
+        return x.new_empty(*x.shape[:-1], len(weight))
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inp, self.mid, self.out = nn.Linear(4, 6), nn.Linear(6, 5, bias=False), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(scaled_linear(F.relu(self.inp(x)), self.mid.weight, 0.5))
+
+    blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "docs/coverage.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    try:
+        for block in blocks[1:]:
+            exec(compile(block.replace("aten.erfinv", "aten.erfinv.default"), "coverage.md", "exec"),
+                 {"register_rule": register_rule})
+        torch.manual_seed(0)
+        model = Model().double().eval()
+        graph = mp.trace(model, X)
+        assert [g.size for g in graph.groups] == [6, 5]
+        kept = half(graph)
+        small = PrunePlan.from_mask(graph, kept).apply(model)
+        assert small.mid.weight.shape == (3, 3)
+        assert torch.allclose(small(X), graph.program.run([X], torch.from_numpy(kept).double()))
+        assert graph.macs() == 4 * 6 + 6 * 5 + 5 * 2
+    finally:
+        for name in ("aten.erfinv.default", "mylib.scaled_linear.default"):
+            RULES.pop(name, None)
 
 
 def test_recurrence_with_projections_is_left_alone_with_the_reason() -> None:
