@@ -15,8 +15,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Unwrapped parameters")
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
 CASES = {c.name: c for c in (*NETWORKS, *ARCHITECTURES)}
 #: Cases where both find the same indices for every unit.
-SAME = ("mlp", "cnn", "conv1d", "residual_net", "residual_mlp", "branches", "depthwise", "feed_forward", "tied", "lenet",
-        "vgg", "unet", "densenet", "mobilenet", "efficientnet", "convnext", "inception", "dgcnn", "mixer")
+SAME = ("mlp", "cnn", "conv1d", "residual_net", "residual_mlp", "branches", "depthwise", "feed_forward", "tied",
+        "lenet", "vgg", "unet", "densenet", "mobilenet", "efficientnet", "convnext", "inception", "dgcnn", "mixer")
 #: Cases where more leaves with a unit here, and why.
 MORE = {
     "resnext": "whole groups leave, so that `groups` times the width of a group stays the number of channels; "
