@@ -106,6 +106,7 @@ class Context:
         self.contractions: list[Contraction] = []
         self.producers: list[tuple[str, Site]] = []
         self.sizes: list[SizeUse] = []
+        self.lengths: list[tuple[str, int, Labels]] = []  # node, which of its integers, what that integer counts
         self.values: dict[str, Any] = {}
         self.node: fx.Node = None  # type: ignore[assignment]  # set before every rule
         self._claimed: set[int] = set()
@@ -303,6 +304,7 @@ class Context:
         """Integer ``item`` of argument ``argument`` is the length of a dimension with ``labels`` along it."""
         origin = self.origin(argument, item)
         self._claimed.add(self._position(argument, item))
+        self.lengths.append((self.node.name, self._position(argument, item), labels))
         if origin is not None and origin != -1:
             self.sizes.append(SizeUse(origin, labels, describe(self.node)))
 
