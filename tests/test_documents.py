@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
@@ -39,6 +40,22 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     exec(compile(requirements.replace('"stem.0"', ""), "README.md", "exec"), names)
     exec(compile(parts, "README.md", "exec"), names)
     assert "units kept" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_page_on_surgery_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in python_blocks("docs/surgery.md"):
+        needs = [name for name in ("transformers", "onnx") if name in block]
+        if not all(importlib.util.find_spec(name) for name in needs):
+            continue
+        exec(compile(block, "docs/surgery.md", "exec"), names)
+    fast, same = names["fast"], names["same"]
+    assert isinstance(fast, mp.PruneResult)
+    assert fast.report.latency is not None
+    assert isinstance(same, torch.nn.Module)
+    assert {path.name for path in tmp_path.iterdir()} >= {"plan.json", "pruned.safetensors", "latency.json"}
 
 
 @pytest.fixture(scope="module")
