@@ -6,6 +6,7 @@ every operation which module and source line it comes from, and ends in about a 
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 import operator
@@ -108,8 +109,8 @@ def capture(model: nn.Module, example: tuple[torch.Tensor, ...], deadline: float
     for name, shape in zip(inputs, shapes, strict=True):
         if isinstance(shape[0], int) or not shape[0].node.expr.free_symbols:
             raise TraceError(
-                f"the batch size is hard-coded (input {name!r} is specialised to {shape[0]} samples): in forward, use "
-                f"x.shape[0] or -1 instead of a number where the batch dimension is meant"
+                f"the batch size is hard-coded (input {name!r} is specialised to {shape[0]} samples): in forward, "
+                f"use x.shape[0] or -1 instead of a number where the batch dimension is meant"
             )
     output_node = next(n for n in graph.nodes if n.op == "output")
     outputs = [n for n in output_node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
@@ -127,11 +128,13 @@ def _origins(
     """Where the integers of every node came from, and which node holds the result of every recorded call."""
     sizes: dict[str, list[Expression | None]] = {}
     results: dict[tuple[int, int | None], str] = {}
-    for node in nodes:
-        call = (node.meta.get("custom") or {}).get("call")
+    calls = {node: (node.meta.get("custom") or {}).get("call") for node in nodes}
+    made = collections.Counter(call for node, call in calls.items() if node.target is not operator.getitem)
+    for node, call in calls.items():
         if call is None:
             continue
-        sizes[node.name] = aligned(node, recorder.arguments[call])
+        alone = made[call] == 1 or recorder.names[call] == "__getitem__"
+        sizes[node.name] = aligned(node, recorder.arguments[call], alone)
         if node.target is operator.getitem:
             results[call, node.args[1]] = node.name  # type: ignore[index]
         else:

@@ -10,17 +10,26 @@ import numpy as np
 import torch
 from torch import fx
 
-from ..errors import TraceError
 from .capture import Capture, shape_at
 from .describe import describe, module_path
 from .labels import LabelSpace, Site
 from .sizes import AttributeSize, Expression, TensorSize, integers
 
-__all__ = ["Context", "Contraction", "Labels", "MaskEdge", "Masked", "SizeUse", "Value", "apply_rule", "register_rule"]
+__all__ = ["Argument", "Context", "Contraction", "Labels", "MaskEdge", "Masked", "SizeUse", "Value", "argument_of",
+           "batch_dim"]
 
 Labels = torch.Tensor
 #: Runs an operation as if the units whose gate is 0 weren't there: ``masked(target, args, kwargs, gate)``.
 Masked = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], torch.Tensor], Any]
+
+
+#: Which argument of an operation: its number, or (number of a list, place in it).
+Argument = int | tuple[int, int]
+
+
+def argument_of(args: Sequence[Any], argument: Argument) -> Any:
+    """The argument of that number, or inside a list."""
+    return args[argument] if isinstance(argument, int) else args[argument[0]][argument[1]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +59,15 @@ class Value:
 class MaskEdge:
     """A place where units are read: ``labels`` run along dimension ``dim`` of argument ``argument`` of ``node``.
 
-    A removed unit is multiplied by 0 there, or left out by ``masked`` where zero isn't the same as absent (a mean).
+    An argument inside a list is (number of the list, place in it).  A removed unit is multiplied by 0 there, or left
+    out by ``masked`` where zero isn't the same as absent (a mean).
     """
 
     node: fx.Node
     module: str
     dim: int
     labels: Labels
-    argument: int = 0
+    argument: Argument = 0
     masked: Masked | None = None
 
 
@@ -85,8 +95,11 @@ class SizeUse:
 class Context:
     """What a rule may do besides returning labels."""
 
-    def __init__(self, space: LabelSpace, captured: Capture, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, space: LabelSpace, captured: Capture, shapes: Mapping[str, tuple[int, ...]], ignore: Sequence[str] = ()
+    ) -> None:
         self.space = space
+        self.ignore = tuple(ignore)
         self.captured = captured
         self.tensor_shapes = shapes
         self.edges: list[MaskEdge] = []
@@ -96,6 +109,7 @@ class Context:
         self.values: dict[str, Any] = {}
         self.node: fx.Node = None  # type: ignore[assignment]  # set before every rule
         self._claimed: set[int] = set()
+        self.spoken: dict[str, set[Site]] = {}
 
     # -- what the operation is ---------------------------------------------------------------------------------------
 
@@ -181,6 +195,12 @@ class Context:
 
     def _site(self, value: Value, dim: int) -> tuple[Site, Labels] | None:
         """The parameter dimension that runs along ``dim`` of ``value``, and its labels for the entries there."""
+        found = self._find_site(value, dim)
+        if found is not None:
+            self.spoken.setdefault(self.node.name, set()).add(found[0])
+        return found
+
+    def _find_site(self, value: Value, dim: int) -> tuple[Site, Labels] | None:
         dim %= value.labels.ndim
         size = value.labels.shape[dim]
         if size == 1 or value.origin is None:
@@ -225,13 +245,13 @@ class Context:
 
     # -- reads, costs, makers ----------------------------------------------------------------------------------------
 
-    def read(self, labels: Labels, dim: int, argument: int = 0, masked: Masked | None = None) -> None:
+    def read(self, labels: Labels, dim: int, argument: Argument = 0, masked: Masked | None = None) -> None:
         """Units of ``labels`` along ``dim`` of argument ``argument`` are read here: the place where masks act."""
         if not bool(labels.any()):
             return
-        value = self.values[self.node.args[argument].name]  # type: ignore[union-attr]
-        dim %= value.labels.ndim
-        if batch_dim(self.node.args[argument].meta["val"]) == dim:  # type: ignore[union-attr]
+        source = argument_of(self.node.args, argument)
+        dim %= self.values[source.name].labels.ndim
+        if batch_dim(source.meta["val"]) == dim:
             self.pin(labels, "units are folded into the batch dimension where they are read")
             return
         self.edges.append(MaskEdge(self.node, self.module, dim, labels, argument, masked))
@@ -240,8 +260,8 @@ class Context:
         """Note ``factor * (inputs kept) * (outputs kept)`` multiply-adds per sample."""
         self.contractions.append(Contraction(inputs, outputs, factor))
 
-    def contract(self, x: Value, dim: int, weight: Value, w_in: int, w_out: int, factor: int, argument: int = 0
-                 ) -> Labels:
+    def contract(self, x: Value, dim: int, weight: Value, w_in: int, w_out: int, factor: int,
+                 argument: Argument = 0) -> Labels:
         """``x`` along ``dim`` is multiplied by ``weight``: couples the columns, notes the read and the cost.
 
         Returns:
@@ -316,39 +336,3 @@ def batch_dim(value: torch.Tensor) -> int | None:
         if not isinstance(size, int) and size.node.expr.free_symbols:
             return dim
     return None
-
-
-Rule = Callable[..., Any]
-RULES: dict[str, Rule] = {}
-
-
-def register_rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for ATen operations, such as ``"aten.relu"`` (all overloads) or ``"aten.mean.dim"`` (one).
-
-    The rule is called as ``rule(context, *args, **kwargs)`` with the operation's own arguments, tensors replaced by
-    :class:`Value`; it returns the labels of the result at batch size 1 (a tensor, or a tuple of them).  A later
-    registration wins.
-    """
-
-    def add(rule: Rule) -> Rule:
-        for name in names:
-            RULES[name] = rule
-        return rule
-
-    return add
-
-
-def apply_rule(context: Context, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Labels of ``node``'s result; without a rule a :class:`TraceError` names module, operation and source line."""
-    context.node = node
-    name = str(node.target)
-    rule = RULES.get(name) or RULES.get(name.rpartition(".")[0])
-    if rule is None:
-        raise TraceError(
-            f"no rule for {describe(node)}.\n"
-            f"mipprune doesn't guess what an unknown operation does to units. Add a rule with "
-            f"@mipprune.graph.register_rule({name!r}), or trace the part of the model without it."
-        )
-    result = rule(context, *args, **kwargs)
-    context.close_sizes()
-    return result

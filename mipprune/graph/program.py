@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence, Set
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from .capture import Capture, int_at, is_integer_node
-from .context import Masked, MaskEdge, batch_dim
+from .context import Argument, Masked, MaskEdge, argument_of, batch_dim
 from .describe import describe
 
 __all__ = ["Prefix", "Program"]
@@ -28,7 +29,7 @@ class _Read:
 
     dim: int
     units: torch.Tensor
-    argument: int = 0
+    argument: Argument = 0
     masked: Masked | None = None
     batch: int | None = 0
 
@@ -44,7 +45,7 @@ class Program:
     def __init__(self, model: nn.Module, captured: Capture) -> None:
         self.model = model
         self.captured = captured
-        self._reads: dict[str, _Read] = {}
+        self._reads: dict[str, list[_Read]] = {}
         self.n_units = 0
         self.batch_dims = {n.name: _batch_dims(n.meta.get("val")) for n in captured.nodes}
         self.batch_dims |= dict.fromkeys(captured.inputs, 0)
@@ -55,25 +56,26 @@ class Program:
         for edge, numbers in zip(edges, units, strict=True):
             if (numbers >= 0).any():
                 index = torch.from_numpy(np.where(numbers < 0, n_units, numbers))
-                source = edge.node.args[edge.argument]
+                source = argument_of(edge.node.args, edge.argument)
                 assert isinstance(source, fx.Node)
                 batch = batch_dim(source.meta["val"])
-                self._reads[edge.node.name] = _Read(edge.dim, index, edge.argument, edge.masked, batch)
+                read = _Read(edge.dim, index, edge.argument, edge.masked, batch)
+                self._reads.setdefault(edge.node.name, []).append(read)
 
     def read_of(self, node: fx.Node) -> _Read | None:
-        """The units that ``node`` reads, and along which dimension of which argument."""
-        return self._reads.get(node.name)
+        """The units that ``node`` reads, and along which dimension of which argument; ``None``: none, or not alone."""
+        reads = self._reads.get(node.name, [])
+        return reads[0] if len(reads) == 1 and reads[0].masked is None else None
 
     def reads(self, node: str, units: slice) -> bool:
         """Whether the operation ``node`` reads any unit of ``units``."""
-        read = self._reads.get(node)
-        return read is not None and bool(((read.units >= units.start) & (read.units < units.stop)).any())
+        return any(_overlaps(read, units) for read in self._reads.get(node, ()))
 
     @property
     def averaged(self) -> np.ndarray:
         """Bool (n_units,): units that take part in an average (a layer-norm), where being 0 isn't being absent."""
         found = np.zeros(self.n_units + 1, dtype=bool)
-        for read in self._reads.values():
+        for read in itertools.chain(*self._reads.values()):
             if read.masked is not None:
                 found[read.units.numpy()] = True
         return found[:-1]
@@ -90,8 +92,8 @@ class Program:
     def activations(self, inputs: Sequence[torch.Tensor], units: slice) -> torch.Tensor:
         """What the units hand to their first reader, averaged over positions: shape (N, number of units)."""
         reader = next(n for n in self.captured.nodes if self.reads(n.name, units))
-        read = self._reads[reader.name]
-        source = reader.args[read.argument].name  # type: ignore[union-attr]
+        read = next(r for r in self._reads[reader.name] if _overlaps(r, units))
+        source = argument_of(reader.args, read.argument).name
         env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
         nodes = self._needed(self.captured.nodes, {source})
         self._execute(nodes, env, self._tensors(), len(inputs[0]), None, keep={source})
@@ -189,9 +191,9 @@ class Program:
             if is_integer_node(node):
                 continue
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-            read = self._reads.get(node.name)
-            if padded is not None and read is not None and (only is None or node.name in only):
-                env[node.name] = _masked_call(node.target, args, kwargs, padded, read)  # type: ignore[arg-type]
+            reads = self._reads.get(node.name)
+            if padded is not None and reads is not None and (only is None or node.name in only):
+                env[node.name] = _masked_call(node.target, args, kwargs, padded, reads)  # type: ignore[arg-type]
             else:
                 env[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
             for a in node.all_input_nodes:
@@ -205,15 +207,32 @@ def _batch_dims(value: Any) -> Any:
     return batch_dim(value) if isinstance(value, torch.Tensor) else None
 
 
+def _overlaps(read: _Read, units: slice) -> bool:
+    return bool(((read.units >= units.start) & (read.units < units.stop)).any())
+
+
 def _masked_call(
-    target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], padded: torch.Tensor, read: _Read
+    target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], padded: torch.Tensor,
+    reads: Sequence[_Read],
 ) -> Any:
-    """The operation on what the gates leave of the argument that is read."""
-    x = args[read.argument]
-    gate = _gate_like(x, padded[..., read.units.to(padded.device)], read).to(x.dtype)
-    if read.masked is not None:
-        return read.masked(target, args, kwargs, gate)
-    return target(*args[: read.argument], x * gate, *args[read.argument + 1 :], **kwargs)
+    """The operation on what the gates leave of the arguments that are read."""
+    masked = None
+    for read in reads:
+        x = argument_of(args, read.argument)
+        gate = _gate_like(x, padded[..., read.units.to(padded.device)], read).to(x.dtype)
+        if read.masked is None:
+            args = _with_argument(args, read.argument, x * gate)
+        else:
+            masked = (read.masked, gate)
+    return target(*args, **kwargs) if masked is None else masked[0](target, args, kwargs, masked[1])
+
+
+def _with_argument(args: Sequence[Any], argument: Argument, value: Any) -> tuple[Any, ...]:
+    """The arguments with one of them replaced."""
+    if isinstance(argument, int):
+        return (*args[:argument], value, *args[argument + 1 :])
+    number, place = argument
+    return _with_argument(args, number, [*_with_argument(args[number], place, value)])
 
 
 def _gate_like(x: torch.Tensor, gates: torch.Tensor, read: _Read) -> torch.Tensor:

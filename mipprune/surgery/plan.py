@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import PlanError
 from ..graph import UnitGraph
+from ..graph.attention_module import PrunableMultiheadAttention
 from ..records import Record, frozen_array, read_json
 
 __all__ = ["AttributeRepair", "KeptUnits", "PrunePlan", "TensorCut", "ranges"]
@@ -147,6 +148,7 @@ class PrunePlan(Record):
         """
         self._check(model)
         small = copy.deepcopy(model)
+        self._replace_attentions(small)
         tensors = _tensors(small)
         cut: dict[int, torch.Tensor] = {}
         for step in self.cuts:
@@ -170,6 +172,14 @@ class PrunePlan(Record):
         for module in small.modules():
             _repair_attributes(module)
         return small
+
+    def _replace_attentions(self, model: nn.Module) -> None:
+        """Torch's own attention can't lose heads or channels: ours takes the place of those that are cut."""
+        cut = {step.tensor.rpartition(".")[0].removesuffix(".out_proj") for step in self.cuts}
+        for path, module in list(model.named_modules()):
+            if path in cut and PrunableMultiheadAttention.supports(module):
+                assert isinstance(module, nn.MultiheadAttention)
+                model.set_submodule(path, PrunableMultiheadAttention(module))
 
     def _check(self, model: nn.Module) -> None:
         modules = dict(model.named_modules(remove_duplicate=False))
@@ -259,6 +269,12 @@ def _repair_attributes(module: nn.Module) -> None:
     elif isinstance(module, nn.modules.conv._ConvNd):
         first, second = module.weight.shape[0], module.weight.shape[1] * module.groups
         module.out_channels, module.in_channels = (second, first) if module.transposed else (first, second)
+    elif isinstance(module, nn.RNNBase):
+        weights = dict(module.named_parameters())
+        module.input_size, module.hidden_size = (int(weights[f"weight_{k}_l0"].shape[1]) for k in ("ih", "hh"))
+        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+    elif isinstance(module, PrunableMultiheadAttention):
+        module.embed_dim = module.out_proj.weight.shape[0]
     elif isinstance(module, nn.GroupNorm):
         if module.weight is not None:
             module.num_channels = len(module.weight)

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from ..context import Context, Labels, Masked, Value, register_rule
+from ..context import Context, Labels, Masked, Value
 from ..masked import masked_mean, masked_var
+from ..registry import register_rule
 from .elementwise import names
 
 
