@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         estimate,
         game,
         graph,
+        latency,
         relu,
         solver,
         study,
@@ -26,32 +27,53 @@ if TYPE_CHECKING:
     from .costs import BilinearCost, CostModel
     from .curvature import expand_gates, fit_linear_head
     from .errors import MipPruneError
-    from .estimate import CutResolved, banzhaf, interactions, leave_one_out, semivalue, shapley
+    from .estimate import (
+        CutResolved,
+        banzhaf,
+        gtap_iterated_building,
+        gtap_iterated_pruning,
+        gtap_top_n,
+        interactions,
+        k_partial,
+        leave_one_out,
+        oracle_comparison,
+        oracle_sets,
+        semivalue,
+        shapley,
+        shapley_pruning_ranks,
+    )
     from .game import Game, LayerGame, TableGame
     from .graph import UnitGraph, trace
-    from .pruning import LossIncrease, Macs, Params, PruneResult, Units, prune
+    from .latency import LatencyTable, compare_latency, measure_latency
+    from .pruning import Latency, LossIncrease, Macs, Params, PruneResult, Units, prune
+    from .repair import recalibrate_batch_norm
     from .solver import Problem, Solution, solve
     from .study import compare
-    from .surgery import PrunePlan, load, recalibrate_batch_norm, save, verify
+    from .surgery import PrunePlan, load, save, transfer_optimizer, verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "bounds": "", "solver": "",
-    "surgery": "", "relu": "", "study": "", "surrogates": "", "testing": "",
+    "surgery": "", "latency": "", "relu": "", "study": "", "surrogates": "", "testing": "",
     "BilinearCost": "costs", "CostModel": "costs",
     "MipPruneError": "errors",
     "UnitGraph": "graph", "trace": "graph",
     "Game": "game", "LayerGame": "game", "TableGame": "game",
     "CutResolved": "estimate", "banzhaf": "estimate", "interactions": "estimate", "leave_one_out": "estimate",
     "semivalue": "estimate", "shapley": "estimate",
+    "gtap_iterated_building": "estimate", "gtap_iterated_pruning": "estimate", "gtap_top_n": "estimate",
+    "k_partial": "estimate",
+    "oracle_comparison": "estimate", "oracle_sets": "estimate", "shapley_pruning_ranks": "estimate",
     "expand_gates": "curvature", "fit_linear_head": "curvature",
+    "LatencyTable": "latency", "compare_latency": "latency", "measure_latency": "latency",
     "Problem": "solver", "Solution": "solver", "solve": "solver",
-    "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
+    "Latency": "pruning", "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning",
+    "PruneResult": "pruning", "Units": "pruning",
     "prune": "pruning",
+    "recalibrate_batch_norm": "repair",
     "compare": "study",
-    "PrunePlan": "surgery", "load": "surgery", "recalibrate_batch_norm": "surgery", "save": "surgery",
-    "verify": "surgery",
+    "PrunePlan": "surgery", "load": "surgery", "save": "surgery", "transfer_optimizer": "surgery", "verify": "surgery",
 }
 __getattr__ = lazy_attributes(__name__, _HOMES)
 __all__ = [
@@ -66,6 +88,7 @@ __all__ = [
     "study",
     "surgery",
     "relu",
+    "latency",
     "surrogates",
     "testing",
     "BilinearCost",
@@ -78,15 +101,26 @@ __all__ = [
     "TableGame",
     "CutResolved",
     "banzhaf",
+    "gtap_iterated_building",
+    "gtap_iterated_pruning",
+    "gtap_top_n",
     "interactions",
+    "k_partial",
     "leave_one_out",
+    "oracle_comparison",
+    "oracle_sets",
     "semivalue",
     "shapley",
+    "shapley_pruning_ranks",
     "expand_gates",
     "fit_linear_head",
+    "LatencyTable",
+    "compare_latency",
+    "measure_latency",
     "Problem",
     "Solution",
     "solve",
+    "Latency",
     "LossIncrease",
     "Macs",
     "Params",
@@ -98,5 +132,6 @@ __all__ = [
     "load",
     "recalibrate_batch_norm",
     "save",
+    "transfer_optimizer",
     "verify",
 ]

@@ -299,6 +299,14 @@ def test_regression_converges_to_shapley_and_plain_least_squares_does_not() -> N
     assert np.abs(truth - banzhaf(game).values).max() > 20 * found.stderr.max()  # the unweighted fit
 
 
+def test_regression_knows_how_much_its_own_fit_takes_off_the_residuals() -> None:
+    game = random_game(8, seed=1)
+    found = [shapley(game, method="regression", n_evals=66, seed=seed) for seed in range(400)]
+    real = np.std([e.values for e in found], axis=0)
+    stated = np.sqrt(np.mean([e.stderr**2 for e in found], axis=0))
+    assert (stated / real).mean() == pytest.approx(1, abs=0.08)
+
+
 def test_reuse_is_the_difference_of_two_means() -> None:
     game, n_evals = random_game(5), 400
     found = semivalue(game, p=0.6, method="reuse", n_evals=n_evals, seed=3, antithetic=False)

@@ -30,6 +30,7 @@ ROWS = (
     ("surrogates",),
     ("solver",),
     ("surgery", "repair", "relu"),
+    ("latency",),
     ("train",),
     ("study",),
     ("pruning",),

@@ -40,6 +40,19 @@ class Tokens(nn.Module):
         return self.head((x + self.down(torch.relu(self.up(x)))).mean(1))
 
 
+class Branches(nn.Module):
+    """One convolution reads the channels of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 3, 3)
+        self.both, self.head = nn.Conv2d(7, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([torch.relu(self.left(x)), torch.relu(self.right(x))], 1)
+        return self.head(torch.relu(self.both(x)).mean((2, 3)))
+
+
 def plain_cnn(**options: object) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 4, 3, **options), nn.BatchNorm2d(4), nn.ReLU(),
@@ -60,6 +73,10 @@ CASES = {
     "channels of several features": (flattened, "0", IMAGES),
     "hidden layer": (flattened, "3", IMAGES),
     "residual": (Residual, "one", IMAGES),
+    "concatenation": (Branches, "left", IMAGES),
+    "cnn, groups": (lambda: nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+    ), "0", IMAGES),
     "tokens": (Tokens, "up", TOKENS),
 }
 each_case = pytest.mark.parametrize("case", CASES)
@@ -80,7 +97,7 @@ def make(case: str, **options: object) -> LayerGame:
 @each_case
 def test_walks_and_toggles_are_those_of_the_whole_suffix(case: str) -> None:
     fast, slow = make(case), make(case, incremental=False)
-    assert (fast._reader is not None) == (case != "cnn, padding by name")
+    assert (fast._reader is None) == (case in ("cnn, padding by name", "cnn, groups"))
     assert slow._reader is None
     rng = np.random.default_rng(0)
     shape = (fast.n_samples, fast.n_players)
@@ -98,8 +115,9 @@ def test_little_memory_changes_nothing_but_speed(case: str, numbers: int) -> Non
     np.testing.assert_allclose(tight.walk(orders), roomy.walk(orders), atol=1e-12)
 
 
-def test_units_of_other_layers_stay_removed() -> None:
-    build, layer, shape = CASES["residual"]
+@pytest.mark.parametrize("case", ["residual", "concatenation"])
+def test_units_of_other_layers_stay_removed(case: str) -> None:
+    build, layer, shape = CASES[case]
     torch.manual_seed(1)
     model = build().double().eval()
     x = torch.randn(9, *shape, dtype=torch.float64)

@@ -13,7 +13,8 @@ from torch import fx
 
 from ..errors import TraceError
 from ..graph import Program, UnitGraph
-from ..graph.capture import describe, int_at, is_integer_node, shape_at
+from ..graph.capture import int_at, is_integer_node, shape_at
+from ..graph.describe import describe
 from .network import Affine, Gate, MaxPool, Node, PiecewiseLinear, Relu
 from .simplify import affine, simplified
 
@@ -54,7 +55,7 @@ class _Extraction:
         self.program = program
         if len(program.captured.inputs) != 1:
             raise TraceError(f"bounds need a network with one input, this one has {program.captured.inputs}")
-        tensors = program._tensors()
+        tensors = program.dense_tensors()
         self.tensors = {n: t.double().cpu() if t.is_floating_point() else t.cpu() for n, t in tensors.items()}
         self.nodes: list[Node] = []
         self.sizes = [math.prod(shape_at(program.captured.input_shapes[0], 1)[1:])]
@@ -87,7 +88,7 @@ class _Extraction:
         first = node.args[0]
         read = self.program.read_of(node)
         if read is not None:
-            source = node.args[read.argument]
+            source = node.args[read.argument] if isinstance(read.argument, int) else None
             if read.masked is not None or read.batch != 0 or not isinstance(source, fx.Node):
                 raise TraceError(f"bounds can't gate what {describe(node)} reads")
             sources[source.name] = self._gated(source, read.dim, read.units.numpy())

@@ -62,7 +62,7 @@ class Estimate(Record):
     Attributes:
         values: float64 (n,).
         stderr: float64 (n,), standard errors; 0 when exact.
-        index: "shapley", "banzhaf", "semivalue" or "leave_one_out".
+        index: "shapley", "banzhaf", "semivalue", "leave_one_out", or as "3-partial removed".
         p: inclusion probability of a p-binomial semivalue (banzhaf: 0.5, leave_one_out: 1); None for Shapley.
         method: what was used, and what "auto" picked; see :func:`~mipprune.estimate.shapley`.
         n_evals: coalition evaluations that the values rest on; one step of all samples, each at its own coalition,

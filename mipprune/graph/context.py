@@ -10,16 +10,26 @@ import numpy as np
 import torch
 from torch import fx
 
-from ..errors import TraceError
-from .capture import Capture, describe, module_path, shape_at
+from .capture import Capture, shape_at
+from .describe import describe, module_path
 from .labels import LabelSpace, Site
 from .sizes import AttributeSize, Expression, TensorSize, integers
 
-__all__ = ["Context", "Contraction", "Labels", "MaskEdge", "Masked", "SizeUse", "Value", "apply_rule", "register_rule"]
+__all__ = ["Argument", "Context", "Contraction", "Labels", "MaskEdge", "Masked", "SizeUse", "Value", "argument_of",
+           "batch_dim"]
 
 Labels = torch.Tensor
 #: Runs an operation as if the units whose gate is 0 weren't there: ``masked(target, args, kwargs, gate)``.
 Masked = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], torch.Tensor], Any]
+
+
+#: Which argument of an operation: its number, or (number of a list, place in it).
+Argument = int | tuple[int, int]
+
+
+def argument_of(args: Sequence[Any], argument: Argument) -> Any:
+    """The argument of that number, or inside a list."""
+    return args[argument] if isinstance(argument, int) else args[argument[0]][argument[1]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +59,15 @@ class Value:
 class MaskEdge:
     """A place where units are read: ``labels`` run along dimension ``dim`` of argument ``argument`` of ``node``.
 
-    A removed unit is multiplied by 0 there, or left out by ``masked`` where zero isn't the same as absent (a mean).
+    An argument inside a list is (number of the list, place in it).  A removed unit is multiplied by 0 there, or left
+    out by ``masked`` where zero isn't the same as absent (a mean).
     """
 
     node: fx.Node
     module: str
     dim: int
     labels: Labels
-    argument: int = 0
+    argument: Argument = 0
     masked: Masked | None = None
 
 
@@ -84,17 +95,23 @@ class SizeUse:
 class Context:
     """What a rule may do besides returning labels."""
 
-    def __init__(self, space: LabelSpace, captured: Capture, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, space: LabelSpace, captured: Capture, shapes: Mapping[str, tuple[int, ...]], ignore: Sequence[str] = ()
+    ) -> None:
         self.space = space
+        self.ignore = tuple(ignore)
         self.captured = captured
         self.tensor_shapes = shapes
         self.edges: list[MaskEdge] = []
         self.contractions: list[Contraction] = []
         self.producers: list[tuple[str, Site]] = []
         self.sizes: list[SizeUse] = []
+        self.lengths: list[tuple[str, int, Labels]] = []  # node, which of its integers, what that integer counts
         self.values: dict[str, Any] = {}
         self.node: fx.Node = None  # type: ignore[assignment]  # set before every rule
         self._claimed: set[int] = set()
+        self._carried: dict[str, tuple[int | None, Labels]] = {}
+        self.spoken: dict[str, set[Site]] = {}
 
     # -- what the operation is ---------------------------------------------------------------------------------------
 
@@ -180,6 +197,12 @@ class Context:
 
     def _site(self, value: Value, dim: int) -> tuple[Site, Labels] | None:
         """The parameter dimension that runs along ``dim`` of ``value``, and its labels for the entries there."""
+        found = self._find_site(value, dim)
+        if found is not None:
+            self.spoken.setdefault(self.node.name, set()).add(found[0])
+        return found
+
+    def _find_site(self, value: Value, dim: int) -> tuple[Site, Labels] | None:
         dim %= value.labels.ndim
         size = value.labels.shape[dim]
         if size == 1 or value.origin is None:
@@ -224,13 +247,13 @@ class Context:
 
     # -- reads, costs, makers ----------------------------------------------------------------------------------------
 
-    def read(self, labels: Labels, dim: int, argument: int = 0, masked: Masked | None = None) -> None:
+    def read(self, labels: Labels, dim: int, argument: Argument = 0, masked: Masked | None = None) -> None:
         """Units of ``labels`` along ``dim`` of argument ``argument`` are read here: the place where masks act."""
         if not bool(labels.any()):
             return
-        value = self.values[self.node.args[argument].name]  # type: ignore[union-attr]
-        dim %= value.labels.ndim
-        if batch_dim(self.node.args[argument].meta["val"]) == dim:  # type: ignore[union-attr]
+        source = argument_of(self.node.args, argument)
+        dim %= self.values[source.name].labels.ndim
+        if batch_dim(source.meta["val"]) == dim:
             self.pin(labels, "units are folded into the batch dimension where they are read")
             return
         self.edges.append(MaskEdge(self.node, self.module, dim, labels, argument, masked))
@@ -239,8 +262,8 @@ class Context:
         """Note ``factor * (inputs kept) * (outputs kept)`` multiply-adds per sample."""
         self.contractions.append(Contraction(inputs, outputs, factor))
 
-    def contract(self, x: Value, dim: int, weight: Value, w_in: int, w_out: int, factor: int, argument: int = 0
-                 ) -> Labels:
+    def contract(self, x: Value, dim: int, weight: Value, w_in: int, w_out: int, factor: int,
+                 argument: Argument = 0) -> Labels:
         """``x`` along ``dim`` is multiplied by ``weight``: couples the columns, notes the read and the cost.
 
         Returns:
@@ -281,6 +304,7 @@ class Context:
         """Integer ``item`` of argument ``argument`` is the length of a dimension with ``labels`` along it."""
         origin = self.origin(argument, item)
         self._claimed.add(self._position(argument, item))
+        self.lengths.append((self.node.name, self._position(argument, item), labels))
         if origin is not None and origin != -1:
             self.sizes.append(SizeUse(origin, labels, describe(self.node)))
 
@@ -292,9 +316,11 @@ class Context:
         """Labels along the dimension that a size was read from; ``None`` if the tensor isn't known."""
         name = self.captured.results.get((size.call, size.output))
         value = self.values.get(name) if name is not None else None
-        if not isinstance(value, Value):
+        if name is None or not isinstance(value, Value):
             return None
-        dim, labels = self.carry(value)
+        if name not in self._carried:
+            self._carried[name] = self.carry(value)
+        dim, labels = self._carried[name]
         return labels if dim == size.dim else self.zeros([value.labels.shape[size.dim]])
 
     def _position(self, argument: int, item: int) -> int:
@@ -315,39 +341,3 @@ def batch_dim(value: torch.Tensor) -> int | None:
         if not isinstance(size, int) and size.node.expr.free_symbols:
             return dim
     return None
-
-
-Rule = Callable[..., Any]
-RULES: dict[str, Rule] = {}
-
-
-def register_rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for ATen operations, such as ``"aten.relu"`` (all overloads) or ``"aten.mean.dim"`` (one).
-
-    The rule is called as ``rule(context, *args, **kwargs)`` with the operation's own arguments, tensors replaced by
-    :class:`Value`; it returns the labels of the result at batch size 1 (a tensor, or a tuple of them).  A later
-    registration wins.
-    """
-
-    def add(rule: Rule) -> Rule:
-        for name in names:
-            RULES[name] = rule
-        return rule
-
-    return add
-
-
-def apply_rule(context: Context, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Labels of ``node``'s result; without a rule a :class:`TraceError` names module, operation and source line."""
-    context.node = node
-    name = str(node.target)
-    rule = RULES.get(name) or RULES.get(name.rpartition(".")[0])
-    if rule is None:
-        raise TraceError(
-            f"no rule for {describe(node)}.\n"
-            f"mipprune doesn't guess what an unknown operation does to units. Add a rule with "
-            f"@mipprune.graph.register_rule({name!r}), or trace the part of the model without it."
-        )
-    result = rule(context, *args, **kwargs)
-    context.close_sizes()
-    return result

@@ -65,9 +65,14 @@ class LabelSpace:
         """Labels of dimension ``dim`` of the tensor ``name``: int64 of shape (size,), the same at every call."""
         site = (name, dim)
         if site not in self.sites:
-            self.sites[site] = torch.arange(self._next, self._next + size)
-            self._next += size
+            self.sites[site] = self.fresh(size)
         return self.sites[site]
+
+    def fresh(self, size: int) -> torch.Tensor:
+        """New labels that belong to no parameter, int64 of shape (size,)."""
+        labels = torch.arange(self._next, self._next + size)
+        self._next += size
+        return labels
 
     def couple(self, left: torch.Tensor, right: torch.Tensor, reason: str) -> None:
         """Elements at the same place live and die together.  Coupling with label 0 pins, for ``reason``."""

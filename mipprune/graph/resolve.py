@@ -78,6 +78,7 @@ def resolve_sizes(context: Context) -> tuple[Components, tuple[AttributeForm, ..
     while True:
         components = context.space.components()
         known, trouble = _Round(context, components, fixed).settle()
+        trouble = [(labels, why) for labels, why in trouble if (components.of(labels) >= 0).any()]
         if not trouble:
             forms = tuple(AttributeForm(a, f) for a, f in known.items() if not f.is_constant)
             return components, forms
@@ -123,7 +124,8 @@ class _Round:
                              if u.origin == attribute and not Form.of(u.labels, self.components).is_constant]
 
     def _agrees(self, use: SizeUse, form: Form) -> bool:
-        return form == self._evaluate(use.origin)
+        value = self._evaluate(use.origin)
+        return form.is_constant if value is None else form == value
 
     def _solve(self, use: SizeUse, form: Form) -> None:
         """Give an attribute that occurs in the expression the value that makes it right, if there is one."""

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
+from .attention_module import PrunableMultiheadAttention
 
 __all__ = ["AttributeSize", "Expression", "OutOfTime", "Recorder", "SizeProduct", "TensorSize", "aligned",
            "instrumented", "integers"]
@@ -126,16 +127,19 @@ class Recorder(TorchFunctionMode):
     """Notes, for every torch function that ``forward`` calls, the integers it got; and keeps the time limit.
 
     Attributes:
-        arguments: per call the integers among its arguments, in order.
+        arguments: per call the integers among its arguments, in order; ``names``: the function's name.
         numeric: expressions whose value entered the computation as a number (a scale), not as a size.
         attributes: the value of every integer attribute.
+        same: result of a call -> the earlier result of the same shape that it was made from.
     """
 
     def __init__(self, deadline: float = float("inf")) -> None:
         super().__init__()
         self.arguments: dict[int, list[Origin]] = {}
+        self.names: dict[int, str] = {}
         self.numeric: set[Expression] = set()
         self.attributes: dict[AttributeSize, int] = {}
+        self.same: dict[tuple[int, int | None], tuple[int, int | None]] = {}
         self.deadline = deadline
         self._calls: dict[int, tuple[int, int | None]] = {}
         self._alive: list[Any] = []
@@ -147,17 +151,24 @@ class Recorder(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if time.monotonic() > self.deadline:
-            raise OutOfTime(f"function {getattr(function, '__name__', function)}, called at {_user_line()}")
+            raise OutOfTime(f"tracing took longer than its time_limit; it had come to "
+                            f"{getattr(function, '__name__', function)}, called at {_user_line()}")
         kwargs = kwargs or {}
         plain_args, plain_kwargs = _map_ints((args, kwargs), lambda x: int(x) if isinstance(x, Size) else x)
         name = getattr(function, "__name__", "")
         if name == "size" or function == torch.Tensor.shape.__get__:  # type: ignore[attr-defined]
             return self._sized(args[0], function(*plain_args, **plain_kwargs), plain_args[1:], plain_kwargs)
         call = len(self.arguments) + 1
+        self.names[call] = name
         self.arguments[call] = [_origin(x) for x in integers((args, kwargs))]
-        with _marked(call):
+        with _marked(call) as marked:
             out = function(*plain_args, **plain_kwargs)
+        if not marked.found:  # an operation that changed nothing handed its argument on
+            return out
         if isinstance(out, torch.Tensor):
+            before = self._calls.get(id(args[0])) if args else None
+            if before is not None and args[0].shape == out.shape:
+                self.same[call, None] = before
             self._remember(out, (call, None))
         elif isinstance(out, (tuple, list)):
             for i, tensor in enumerate(out):
@@ -192,24 +203,31 @@ class _marked:
 
     def __init__(self, call: int) -> None:
         self.call = call
+        self.found = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _marked:
         mode = torch.fx.experimental.proxy_tensor.get_proxy_mode()
-        self.nodes = None if mode is None else mode.tracer.graph.nodes
-        self.last = None if self.nodes is None else next(iter(reversed(self.nodes)), None)
+        self.nodes: Any = () if mode is None else mode.tracer.graph.nodes
+        self.last = next(iter(reversed(self.nodes)), None)
+        return self
 
     def __exit__(self, *_: object) -> None:
-        for node in reversed(self.nodes or ()):
+        for node in reversed(self.nodes):
             if node is self.last:
                 return
             node.meta.setdefault("custom", {})["call"] = self.call
+            self.found = True
 
 
 def instrumented(model: nn.Module, recorder: Recorder) -> nn.Module:
     """A copy of ``model`` that shares its tensors, whose integer attributes are :class:`Size` and whose forward
-    records into ``recorder``."""
+    records into ``recorder``.
+    """
     tensors = [*model.parameters(), *model.buffers()]
     clone = copy.deepcopy(model, {id(t): t for t in tensors})
+    for path, module in list(clone.named_modules()):
+        if path and PrunableMultiheadAttention.supports(module):
+            clone.set_submodule(path, PrunableMultiheadAttention(module))
     for path, module in clone.named_modules():
         for name, value in list(vars(module).items()):
             if type(value) is int:
@@ -234,12 +252,17 @@ def _attribute(value: int, attribute: AttributeSize, recorder: Recorder) -> Size
     return Size.make(value, attribute, recorder)
 
 
-def aligned(node: fx.Node, recorded: list[Origin]) -> list[Expression | None]:
-    """Origin of every integer among the arguments of ``node``, in order; a plain int where nothing is known."""
+def aligned(node: fx.Node, recorded: list[Origin], alone: bool) -> list[Expression | None]:
+    """Origin of every integer among the arguments of ``node``, in order; a plain int where nothing is known.
+
+    ``alone``: the recorded call made this node only, so that equal numbers in another order can be told apart.
+    """
     values = [x if isinstance(x, int) else None for x in integers((node.args, node.kwargs), symbols=fx.Node)]
     given = [value for value, _ in recorded]
     if len(values) == len(given) and all(a == b or a is None or b is None for a, b in zip(values, given)):
         return [None if v is None else e for v, (_, e) in zip(values, recorded)]
+    if not alone:
+        return list(values)
     out: list[Expression | None] = []
     for value in values:  # another order of arguments: a value that has one origin only is still known
         origins = {expression for v, expression in recorded if v == value}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from torch import fx, nn
 
 from ..errors import ModelStateError, TraceError
 from . import rules  # noqa: F401 - importing them registers them
-from .capture import Capture, capture, describe, is_integer_node, shape_at
-from .context import Context, Value, apply_rule
-from .labels import LabelSpace
+from .capture import Capture, capture, is_integer_node, shape_at
+from .context import Context, Value
+from .describe import describe
+from .labels import LabelSpace, Site
 from .program import Program
+from .registry import apply_rule
 from .resolve import resolve_sizes
 from .units import UnitGraph, build_units
 
@@ -22,7 +25,8 @@ __all__ = ["trace"]
 
 
 def trace(
-    model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...], *, time_limit: float = 300.0
+    model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...], *, ignore: Sequence[str] = (),
+    time_limit: float = 300.0,
 ) -> UnitGraph:
     """Find the prunable units of ``model``: neurons, channels and heads, tied together where the network ties them.
 
@@ -30,6 +34,7 @@ def trace(
         model: a network in evaluation mode.  It is neither copied nor changed.
         example_input: one tensor, or a tuple of tensors for a ``forward`` of several arguments; dimension 0 is the
             batch.  Only shapes, dtypes and device matter; one sample is enough.
+        ignore: module paths in which an operation without a rule pins what reaches it, instead of being an error.
         time_limit: seconds after which tracing is given up.
 
     Returns:
@@ -48,16 +53,16 @@ def trace(
     example = example_input if isinstance(example_input, tuple) else (example_input,)
     deadline = time.monotonic() + time_limit
     captured = capture(model, example, deadline)
-    context = _propagate(model, captured, deadline)
+    context = _propagate(model, captured, tuple(ignore), deadline)
     components, attributes = resolve_sizes(context)
     return build_units(model, context, components, attributes, Program(model, captured))
 
 
-def _propagate(model: nn.Module, captured: Capture, deadline: float) -> Context:
+def _propagate(model: nn.Module, captured: Capture, ignore: tuple[str, ...], deadline: float) -> Context:
     """Walk the operations once, carrying labels."""
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    context = Context(LabelSpace(), captured, shapes)
+    context = Context(LabelSpace(), captured, shapes, ignore)
     env = context.values
     for name, shape in zip(captured.inputs, captured.input_shapes, strict=True):
         env[name] = Value(torch.zeros(shape_at(shape, 1), dtype=torch.int64))
@@ -75,7 +80,7 @@ def _propagate(model: nn.Module, captured: Capture, deadline: float) -> Context:
 
     for node in captured.nodes:
         if time.monotonic() > deadline:
-            raise TraceError(f"tracing took longer than time_limit; it had come to {describe(node)}")
+            raise TraceError(f"tracing took longer than its time_limit; it had come to {describe(node)}")
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
         if is_integer_node(node):
             env[node.name] = _integer(node, args)
@@ -92,6 +97,7 @@ def _propagate(model: nn.Module, captured: Capture, deadline: float) -> Context:
     for node in captured.outputs:
         out: Value = env[node.name]
         context.space.pin(out.labels, "part of the network's output")
+    _pin_unspoken_readers(context)
     return context
 
 
@@ -107,3 +113,29 @@ def _makes_tensors(node: fx.Node) -> bool:
 def _integer(node: fx.Node, args: tuple[Any, ...]) -> Any:
     plain = [a.labels if isinstance(a, Value) else a for a in args]
     return node.target(*plain)  # type: ignore[operator]
+
+
+def _pin_unspoken_readers(context: Context) -> None:
+    """Where an operation reads a parameter and its rule said nothing of a dimension, that dimension has to stay.
+
+    It matters for tensors that are used twice: once as a layer's weight, and once in some other way.
+    """
+    by_name: dict[str, list[Site]] = {}
+    for site in context.space.sites:
+        by_name.setdefault(site[0], []).append(site)
+    for node in context.captured.nodes:
+        handed_on = {v.source[0] for v in _values(context.values[node.name]) if v.source is not None}
+        for value in _values([context.values.get(a.name) for a in node.all_input_nodes]):
+            name = value.name if value.source is None else value.source[0]
+            if name is None or name in handed_on:
+                continue
+            for site in by_name.get(name, ()):
+                if site not in context.spoken.get(node.name, ()):
+                    context.space.pin(context.space.sites[site], f"{name!r} is also read in a way that needs all of "
+                                                                 f"its dimension {site[1]} ({describe(node)})")
+
+
+def _values(tree: Any) -> list[Value]:
+    if isinstance(tree, (tuple, list)):
+        return [value for item in tree for value in _values(item)]
+    return [tree] if isinstance(tree, Value) else []

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 import networkx as nx
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
-from ..costs import CostModel
+from ..costs import BilinearCost, Cost, CostModel
 from ..errors import UnknownLayerError
-from .context import Context
+from .context import Context, Value
 from .counting import CostCounter
 from .labels import Components, Site
 from .program import Program
@@ -150,7 +150,7 @@ def build_units(
 ) -> UnitGraph:
     """Turn the coupled labels of a finished trace into groups, costs and sites."""
     space = context.space
-    numbering, groups = _number_units(context, components)
+    numbering, groups = _number_units(context, components, attributes)
     number = np.full(int(components.number.max(initial=0)) + 2, -1, dtype=np.int64)
     number[list(numbering)] = list(numbering.values())
 
@@ -160,7 +160,7 @@ def build_units(
     sites = {site: numbered(labels) for site, labels in space.sites.items()}
     sites = {site: units for site, units in sites.items() if (units >= 0).any()}
     counter = CostCounter(np.array([g.size for g in groups], dtype=np.int64))
-    resources = {
+    resources: dict[str, Cost] = {
         "units": counter.units(),
         "params": counter.params(dict(model.named_parameters()), sites),
         "macs": counter.macs(context.contractions, numbered),
@@ -168,12 +168,16 @@ def build_units(
     costs = CostModel(tuple(g.name for g in groups), counter.sizes, resources)
     coupling = nx.Graph()
     coupling.add_nodes_from(costs.groups)
-    pairs = zip(costs["macs"].left, costs["macs"].right, strict=True)
-    coupling.add_edges_from((costs.groups[a], costs.groups[b]) for a, b in pairs)
+    macs = resources["macs"]
+    assert isinstance(macs, BilinearCost)
+    coupling.add_edges_from((costs.groups[a], costs.groups[b]) for a, b in zip(macs.left, macs.right, strict=True))
     program.bind(context.edges, [numbered(edge.labels) for edge in context.edges], costs.n_units)
+    program.lengths = [(node, at, units) for node, at, labels in context.lengths
+                       if ((units := numbered(labels)) >= 0).any()]
     repaired = tuple(_attribute_site(form, number) for form in attributes)
     repaired = tuple(site for site in repaired if len(site.units))
-    return UnitGraph(model, groups, _pinned(context, components, number), costs, sites, repaired, program, coupling)
+    pinned = _pinned(model, context, components, number)
+    return UnitGraph(model, groups, pinned, costs, sites, repaired, program, coupling)
 
 
 def _attribute_site(found: AttributeForm, number: np.ndarray) -> AttributeSite:
@@ -183,12 +187,17 @@ def _attribute_site(found: AttributeForm, number: np.ndarray) -> AttributeSite:
     return AttributeSite(place.module, place.attribute, place.index, constant, np.sort(units[units >= 0]))
 
 
-def _number_units(context: Context, components: Components) -> tuple[dict[int, int], tuple[UnitGroup, ...]]:
-    """Number the units group by group; units with the same multiplicity at every site form a group."""
+def _number_units(
+    context: Context, components: Components, attributes: tuple[AttributeForm, ...]
+) -> tuple[dict[int, int], tuple[UnitGroup, ...]]:
+    """Number the units group by group; units that count equally often at every site and attribute form a group."""
     signature: dict[int, list[tuple[int, int]]] = {}
     for i, labels in enumerate(context.space.sites.values()):
         for u, count in _counted(components.of(labels)):
             signature.setdefault(u, []).append((i, count))
+    for i, found in enumerate(attributes):
+        for u, count in zip(found.form.units, found.form.multiplicity):
+            signature.setdefault(u, []).append((-1 - i, count))
     read: set[int] = set()
     takers: dict[int, list[str]] = {}
     for edge in context.edges:
@@ -223,11 +232,30 @@ def _counted(numbers: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(units.tolist(), counts.tolist()))
 
 
-def _pinned(context: Context, components: Components, number: np.ndarray) -> tuple[Pinned, ...]:
-    out: dict[str, Pinned] = {}
+def _pinned(model: nn.Module, context: Context, components: Components, number: np.ndarray) -> tuple[Pinned, ...]:
+    """What can't be pruned: outputs of layers by reason, and parameters that the forward pass doesn't touch."""
+    seen: set[tuple[str, Site]] = set()
+    counts: dict[tuple[str, str], int] = {}
     for module, site in context.producers:
+        if (module, site) in seen:
+            continue
+        seen.add((module, site))
         labels = context.space.sites[site]
-        left = labels[torch.from_numpy(number[components.of(labels)] < 0)].tolist()
-        if left and module not in out:
-            out[module] = Pinned(module, len(left), components.reason(left[0]) or "nothing reads it")
-    return tuple(out.values())
+        for label in labels[torch.from_numpy(number[components.of(labels)] < 0)].tolist():
+            key = module, components.reason(label) or "nothing reads it"
+            counts[key] = counts.get(key, 0) + 1
+    out = [Pinned(module, count, reason) for (module, reason), count in counts.items()]
+    used = {own for node in context.captured.nodes for own in _read_tensors(node, context)}
+    untouched: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if name not in used:
+            path = name.rpartition(".")[0]
+            untouched[path] = max(untouched.get(path, 1), len(parameter) if parameter.ndim else 1)
+    return (*out, *(Pinned(path, n, "the forward pass on the example doesn't use its parameters; they stay as they are")
+                    for path, n in untouched.items()))
+
+
+def _read_tensors(node: fx.Node, context: Context) -> list[str]:
+    """Names of the parameters and buffers among a node's arguments."""
+    names = (context.values.get(a.name) for a in node.all_input_nodes if a.op == "placeholder")
+    return [v.name for v in names if isinstance(v, Value) and v.name is not None]

@@ -21,6 +21,7 @@ class NetworkCase:
         shape: shape of one input sample.
         groups: sizes of its prunable groups, in execution order.
         zero_stays_zero: a unit whose making is zeroed hands 0 to its readers (not so behind a sigmoid).
+        vocabulary: inputs are this many token numbers, instead of real numbers.
     """
 
     name: str
@@ -28,6 +29,7 @@ class NetworkCase:
     shape: tuple[int, ...]
     groups: tuple[int, ...]
     zero_stays_zero: bool = True
+    vocabulary: int = 0
 
     def build(self, seed: int = 0) -> nn.Module:
         """The network with seeded weights, batch-norm statistics away from their defaults, in evaluation mode."""
@@ -45,7 +47,10 @@ class NetworkCase:
         return model
 
     def inputs(self, n: int = 6, seed: int = 0) -> torch.Tensor:
-        return torch.randn(n, *self.shape, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        if self.vocabulary:
+            return torch.randint(0, self.vocabulary, (n, *self.shape), generator=generator)
+        return torch.randn(n, *self.shape, generator=generator)
 
 
 class Residual(nn.Module):

@@ -5,6 +5,7 @@ A rule gets a :class:`~mipprune.graph.context.Context` and the operation's argum
 size 1, or a tuple of them).
 """
 
-from . import attention, creation, elementwise, linear, movement, normalisation, reduction
+from . import attention, creation, einsum, elementwise, linear, movement, normalisation, recurrent, reduction
 
-__all__ = ["attention", "creation", "elementwise", "linear", "movement", "normalisation", "reduction"]
+__all__ = ["attention", "creation", "einsum", "elementwise", "linear", "movement", "normalisation", "recurrent",
+           "reduction"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
-from ..context import Context, Labels, Value, register_rule
+from ..context import Context, Labels, Value
+from ..registry import register_rule
 
 
 @register_rule("aten.scaled_dot_product_attention.default")
@@ -26,17 +26,17 @@ def _attention(
         if dim == v.labels.ndim - 2:
             c.pin(labels, "units are the tokens of an attention")
     batch = math.prod(query.labels.shape[:-2])
-    (dim_q, entries), (dim_k, entries_k), (dim_v, entries_v) = [
-        (dim, labels) if dim == ndim - 1 else (None, c.zeros([v.labels.shape[-1]]))
+    entries, entries_k, entries_v = (
+        labels if dim == ndim - 1 else c.zeros([v.labels.shape[-1]])
         for v, (dim, labels) in zip((query, key, value), found)
-    ]
+    )
     c.couple(entries, entries_k)
     if scale is None:
         c.pin(entries, "the attention's scale depends on their number; pass scale= to scaled_dot_product_attention")
     c.read(entries, ndim - 1)
     c.cost(entries, batch * pairs)
     c.cost(entries_v, batch * pairs)
-    return c.zeros() if dim_v is None else c.spread(entries_v, ndim - 1, c.shape)
+    return c.spread(entries_v, ndim - 1, c.shape)
 
 
 def _heads(c: Context, values: list[Value], mask: Value | None, dim: int, pairs: int) -> Labels:

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-from ..context import Context, Labels, Value, register_rule
+from ..context import Context, Labels, Value
+from ..registry import register_rule
+from ..sizes import TensorSize
 from .elementwise import names
 
 
@@ -66,7 +68,8 @@ def _reshape(c: Context, *args: Any, **kwargs: Any) -> Any:
 
 def _preferred(c: Context, before: Labels, after: Labels, sizes_at: int | None) -> int | None:
     """Where units go when a reshape splits the dimension they lie along: the first size that isn't a plain number,
-    when an attention follows; else the largest such size."""
+    when an attention follows; else the largest such size.
+    """
     if sizes_at is None:
         return None
     sizes: Any = c.node.args[sizes_at]
@@ -108,24 +111,31 @@ def _meets_attention(node: Any) -> bool:
 @register_rule("aten.expand", "aten.expand_as", "aten.broadcast_to")
 def _expand(c: Context, x: Value, sizes: Any, **_: Any) -> Any:
     labels = x.labels.expand(c.shape)
-    if isinstance(sizes, Value):
-        return _broadcast_like(c, labels, sizes.labels)
-    dim, along = c.carry(labels)
     offset = len(c.shape) - x.labels.ndim
-    for item, size in enumerate(c.shape):
-        c.size(along if item == dim else c.zeros([size]), 1, item)
+    if isinstance(sizes, Value):
+        like, units = c.carry(sizes)
+        if like is not None and (like < offset or x.labels.shape[like - offset] == 1) and not bool(labels.any()):
+            return c.spread(units, like, c.shape)  # as many copies as the other tensor has units
+        return _expanded(c, x, labels, offset)
+    dim, along = c.carry(labels)
+    if dim is None and x.origin is None:  # a size taken from units makes as many copies as there are units
+        for item, length in enumerate(c.shape):
+            origin = c.origin(1, item)
+            if isinstance(origin, TensorSize) and (item < offset or x.labels.shape[item - offset] == 1 < length):
+                found = c.labels_of(origin)
+                if found is not None and bool(found.any()):
+                    dim, along, labels = item, found, c.spread(found, item, c.shape)
+                    break
+    for item, length in enumerate(c.shape):
+        c.size(along if item == dim else c.zeros([length]), 1, item)
+    return _expanded(c, x, labels, offset)
+
+
+def _expanded(c: Context, x: Value, labels: Labels, offset: int) -> Any:
     if x.origin is None:
         return labels
     elements = x.origin[1].reshape(*[1] * offset, *x.labels.shape).expand(c.shape)
     return Value(labels, None, (x.origin[0], elements))
-
-
-def _broadcast_like(c: Context, labels: Labels, like: Labels) -> Labels:
-    """Expanded to the sizes of another tensor: along a broadcast dimension there are as many entries as it has."""
-    dim, along = c.carry(like)
-    if dim is None or bool((labels != 0).any()):
-        return labels
-    return c.spread(along, dim, c.shape)
 
 
 @register_rule("aten.cat.default", "aten.concat", "aten.concatenate")
@@ -135,8 +145,8 @@ def _cat(c: Context, values: list[Value], dim: int = 0) -> Labels:
     found = [c.carry(v) for v in values]
     across = [(d, labels) for d, labels in found if d is not None and d != dim]
     if not across:
-        parts = [v.labels if (own := _vector_along(c, v, dim)) is None else own for v in values]
-        return torch.cat(parts, dim)
+        vectors = [(v, _vector_along(c, v, dim)) for v in values]
+        return torch.cat([v.labels if vector is None else vector for v, vector in vectors], dim)
     carry, labels = across[0]
     for value, (own, theirs) in zip(values, found):
         if own == carry:
@@ -247,19 +257,32 @@ def _slice_bounds(c: Context, along: Labels, start: int | None, end: int | None)
         c.size(along[:end], 3)
 
 
-@register_rule("aten.index_select", "aten.index.Tensor", "aten.gather")
-def _index(c: Context, x: Value, *rest: Any) -> Any:
-    indices = rest[0] if isinstance(rest[0], list) else None
+@register_rule("aten.gather")
+def _gather(c: Context, x: Value, dim: int, index: Value, **_: Any) -> Labels:
     carry, along = c.carry(x)
     if carry is None:
         return c.zeros()
-    taken = indices is None or carry < len(indices) and indices[carry] is not None
-    if taken or len([i for i in indices if i is not None]) != 1:
+    if carry == dim % x.labels.ndim:
         c.pin(along, "units are taken out by index")
         return c.zeros()
-    position = next(i for i, index in enumerate(indices) if index is not None)
-    grown = next(i for i in indices if i is not None).labels.ndim - 1
-    return c.spread(along, carry + (grown if carry > position else 0), c.shape)
+    c.match(carry, along, index, x.labels.ndim)
+    return c.spread(along, carry, c.shape)
+
+
+@register_rule("aten.index_select", "aten.index.Tensor")
+def _index(c: Context, x: Value, *rest: Any) -> Any:
+    carry, along = c.carry(x)
+    if carry is None:
+        return c.zeros()
+    if isinstance(rest[0], list):
+        found = [(position, index) for position, index in enumerate(rest[0]) if index is not None]
+    else:
+        found = [(rest[0] % x.labels.ndim, rest[1])]
+    place, index = found[0]
+    if len(found) > 1 or place == carry:
+        c.pin(along, "units are taken out by index")
+        return c.zeros()
+    return c.spread(along, carry + (index.labels.ndim - 1 if carry > place else 0), c.shape)
 
 
 @register_rule("aten.roll")

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from ..context import Context, Labels, Masked, Value, register_rule
+from ..context import Context, Labels, Masked, Value
 from ..masked import masked_mean, masked_var
+from ..registry import register_rule
 from .elementwise import names
 
 
@@ -49,7 +50,7 @@ def _var(c: Context, x: Value, dims: Any = None, *_: Any, **__: Any) -> Labels:
 
 @register_rule("aten.linalg_vector_norm.default")
 def _norm(c: Context, x: Value, order: Any = 2, dims: Any = None, *_: Any, **__: Any) -> Labels:
-    return _reduced(c, x, _dims(dims, x.labels.ndim), None, order != 0 and order != -float("inf"))
+    return _reduced(c, x, _dims(dims, x.labels.ndim), None, order > 0)
 
 
 @register_rule(*names("amax", "amin", "argmax", "argmin", "logsumexp", "prod.dim_int", "prod.default", "any.dim",
@@ -110,8 +111,8 @@ def _pad(c: Context, x: Value, widths: Any, *_: Any) -> Labels:
     if c.shape[carry] == x.labels.shape[carry]:
         return c.spread(labels, carry, c.shape)
     before = widths[2 * (x.labels.ndim - 1 - carry)]
-    if "constant" not in str(c.node.target) and "zero" not in str(c.node.target) and "aten.pad." not in str(
-            c.node.target) or before < 0 or c.shape[carry] < x.labels.shape[carry] + before:
+    if ("constant" not in str(c.node.target) and "zero" not in str(c.node.target) and "aten.pad." not in str(
+            c.node.target)) or before < 0 or c.shape[carry] < x.labels.shape[carry] + before:
         c.pin(labels, "padded with copies of units")
         return c.zeros()
     padded = torch.zeros(c.shape[carry], dtype=torch.int64)
