@@ -21,7 +21,7 @@ from mipprune.latency import LatencyComparison, LatencyTable, clock, compare_lat
 from mipprune.latency.fit import FEMTOSECONDS, latency_cost
 from mipprune.latency.table import _calibrate, _designs, measure_latency
 from mipprune.pruning import PruneReport, timing
-from mipprune.pruning.multiples import allowed_counts, searched_counts
+from mipprune.pruning.multiples import allowed_counts, searched_counts, width_steps
 from mipprune.solver import curve_search, recombine, size_curve
 from mipprune.testing.cases import NETWORKS, NetworkCase
 
