@@ -13,6 +13,9 @@ is the L2 distance to a long reference run of ours (another seed) over the refer
 repeats; a long run of plain shared permutations checks the reference.  The equal-error ratio extrapolates from the
 measured points by error^2 ~ 1/time: ``(t_peer error_peer^2) / (t_ours error_ours^2)``, for the best method of a peer.
 
+"wide" is a walk over a layer of 4096 units: the multiply-adds that its steps need, as a share of the rate of a plain
+matrix product on the same device.
+
 "pairs" are all pairwise Banzhaf interactions of the first case, with masks of every image's own, against a run of 8
 times as many masks; masks shared by all images, through the ordinary network, check it.
 
@@ -198,10 +201,13 @@ def torchpruner_way(case: Case, batches: Iterable[tuple[torch.Tensor, torch.Tens
 def methods(case: Case) -> dict[str, tuple[str, Run]]:
     """Name -> (package, run)."""
     plain = LayerGame(case.game.graph, case.layer, (case.inputs, case.targets), fused=False)
+    whole = LayerGame(case.game.graph, case.layer, (case.inputs, case.targets), fused=False, incremental=False)
     found: dict[str, tuple[str, Run]] = {OURS: ("mipprune", ours(case.game, method="sample_permutation"))}
     if case.game._chain is not None:
         found[f"{OURS}, without the compiled kernel"] = ("", ours(plain, method="sample_permutation"))
+    found[f"{OURS}, the whole suffix at every step"] = ("", ours(whole, method="sample_permutation"))
     found["mipprune permutation (shared by all images)"] = ("", ours(plain, method="permutation"))
+    found["mipprune regression (shared by all images)"] = ("", ours(plain, method="regression"))
     found["captum ShapleyValueSampling, one by one"] = ("captum", captum_sampling(case, 1))
     found["captum ShapleyValueSampling, batched"] = ("captum", captum_sampling(case, case.n))
     found["shapiq PermutationSamplingSV"] = ("shapiq", shapiq_method(case, "PermutationSamplingSV"))
@@ -302,6 +308,37 @@ def measure_pairs(case: Case, seconds: float, repeats: int) -> dict[str, Any]:
     }
 
 
+def measure_wide(device: str, quick: bool) -> dict[str, Any]:
+    """Walks over a wide layer: multiply-adds per second that they need, over the rate of a plain matrix product.
+
+    Needed per step and image: one column of the reader, and all that follows it.
+    """
+    n, m, images = (1024, 256, 16) if quick else (4096, 1024, 64)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, n), nn.ReLU(), nn.Linear(n, m), nn.ReLU(), nn.Linear(m, 10)).to(device).eval()
+    x, y = torch.randn(images, 64, device=device), torch.arange(images, device=device) % 10
+    game = LayerGame(mp.trace(model, x), "0", (x, y))
+    orders = np.random.default_rng(0).random((images, n)).argsort(axis=1)
+
+    def seconds(work: Callable[[], object]) -> float:
+        work()
+        clock = time.perf_counter if device == "cuda" else time.process_time
+        start = clock()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return clock() - start
+
+    a = torch.randn(2048, 2048, device=device)
+    peak = 2048**3 / seconds(lambda: a @ a)
+    taken = seconds(lambda: game.walk(orders))
+    needed = images * n * (m + m * 10)
+    return {
+        "units": n, "readers": m, "images": images, "seconds": taken, "multiply_adds_per_second": needed / taken,
+        "matmul_multiply_adds_per_second": peak, "fraction_of_matmul": needed / taken / peak,
+    }
+
+
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
     """CPU time for our error, over our CPU time; of each package's best method: error^2 ~ 1/time."""
     price = {r["method"]: r["cpu_seconds"] * r["rel_l2_error"] ** 2 for r in rows}
@@ -350,6 +387,8 @@ def main() -> None:
         if "pairs" not in result and options.device == "cpu":
             result["pairs"] = measure_pairs(case, seconds, repeats)
             print("  pairwise Banzhaf interactions:", json.dumps(result["pairs"]), "\n")
+    result["wide"] = measure_wide(options.device, options.quick)
+    print("a wide layer:", json.dumps(result["wide"]))
     result["equal_error_time_ratio"] = next(iter(result["equal_error_time_ratios"].values()))
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

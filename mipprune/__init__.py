@@ -9,34 +9,71 @@ from typing import TYPE_CHECKING
 from .lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from . import curvature, errors, estimate, game, graph, solver, surgery, surrogates, testing
+    from . import (
+        bounds,
+        curvature,
+        errors,
+        estimate,
+        game,
+        graph,
+        latency,
+        relu,
+        solver,
+        study,
+        surgery,
+        surrogates,
+        testing,
+    )
     from .costs import BilinearCost, CostModel
     from .curvature import expand_gates, fit_linear_head
     from .errors import MipPruneError
-    from .estimate import banzhaf, compare, interactions, leave_one_out, semivalue, shapley
+    from .estimate import (
+        CutResolved,
+        banzhaf,
+        gtap_iterated_building,
+        gtap_iterated_pruning,
+        gtap_top_n,
+        interactions,
+        k_partial,
+        leave_one_out,
+        oracle_comparison,
+        oracle_sets,
+        semivalue,
+        shapley,
+        shapley_pruning_ranks,
+    )
     from .game import Game, LayerGame, TableGame
     from .graph import UnitGraph, trace
-    from .pruning import LossIncrease, Macs, Params, PruneResult, Units, prune
+    from .latency import LatencyTable, compare_latency, measure_latency
+    from .pruning import Latency, LossIncrease, Macs, Params, PruneResult, Units, prune
+    from .repair import recalibrate_batch_norm
     from .solver import Problem, Solution, solve
-    from .surgery import PrunePlan, load, recalibrate_batch_norm, save, verify
+    from .study import compare
+    from .surgery import PrunePlan, load, save, transfer_optimizer, verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "solver": "", "surgery": "",
-    "surrogates": "", "testing": "",
+    "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "bounds": "", "solver": "",
+    "surgery": "", "latency": "", "relu": "", "study": "", "surrogates": "", "testing": "",
     "BilinearCost": "costs", "CostModel": "costs",
     "MipPruneError": "errors",
     "UnitGraph": "graph", "trace": "graph",
     "Game": "game", "LayerGame": "game", "TableGame": "game",
-    "banzhaf": "estimate", "compare": "estimate", "interactions": "estimate", "leave_one_out": "estimate",
+    "CutResolved": "estimate", "banzhaf": "estimate", "interactions": "estimate", "leave_one_out": "estimate",
     "semivalue": "estimate", "shapley": "estimate",
+    "gtap_iterated_building": "estimate", "gtap_iterated_pruning": "estimate", "gtap_top_n": "estimate",
+    "k_partial": "estimate",
+    "oracle_comparison": "estimate", "oracle_sets": "estimate", "shapley_pruning_ranks": "estimate",
     "expand_gates": "curvature", "fit_linear_head": "curvature",
+    "LatencyTable": "latency", "compare_latency": "latency", "measure_latency": "latency",
     "Problem": "solver", "Solution": "solver", "solve": "solver",
-    "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
+    "Latency": "pruning", "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning",
+    "PruneResult": "pruning", "Units": "pruning",
     "prune": "pruning",
-    "PrunePlan": "surgery", "load": "surgery", "recalibrate_batch_norm": "surgery", "save": "surgery",
-    "verify": "surgery",
+    "recalibrate_batch_norm": "repair",
+    "compare": "study",
+    "PrunePlan": "surgery", "load": "surgery", "save": "surgery", "transfer_optimizer": "surgery", "verify": "surgery",
 }
 __getattr__ = lazy_attributes(__name__, _HOMES)
 __all__ = [
@@ -46,8 +83,12 @@ __all__ = [
     "game",
     "estimate",
     "curvature",
+    "bounds",
     "solver",
+    "study",
     "surgery",
+    "relu",
+    "latency",
     "surrogates",
     "testing",
     "BilinearCost",
@@ -58,26 +99,39 @@ __all__ = [
     "Game",
     "LayerGame",
     "TableGame",
+    "CutResolved",
     "banzhaf",
-    "compare",
+    "gtap_iterated_building",
+    "gtap_iterated_pruning",
+    "gtap_top_n",
     "interactions",
+    "k_partial",
     "leave_one_out",
+    "oracle_comparison",
+    "oracle_sets",
     "semivalue",
     "shapley",
+    "shapley_pruning_ranks",
     "expand_gates",
     "fit_linear_head",
+    "LatencyTable",
+    "compare_latency",
+    "measure_latency",
     "Problem",
     "Solution",
     "solve",
+    "Latency",
     "LossIncrease",
     "Macs",
     "Params",
     "PruneResult",
     "Units",
     "prune",
+    "compare",
     "PrunePlan",
     "load",
     "recalibrate_batch_norm",
     "save",
+    "transfer_optimizer",
     "verify",
 ]

@@ -13,11 +13,9 @@ from hypothesis import strategies as st
 
 from mipprune.errors import BudgetError, ConfigError, DataError
 from mipprune.estimate import (
-    Comparison,
     Estimate,
     Interactions,
     banzhaf,
-    compare,
     exact_table,
     interactions,
     leave_one_out,
@@ -150,7 +148,8 @@ def test_auto_is_exact_where_it_is_affordable(n: int, n_evals: int | None, metho
 
 def test_auto_picks_toggles_for_semivalues_and_sampling_for_pairs() -> None:
     game = AdditiveGame(np.arange(16))
-    assert banzhaf(game).method == semivalue(game, p=0.7).method == "one_toggle"
+    assert banzhaf(game).method == semivalue(game, p=0.7, n_evals=900).method == "one_toggle"
+    assert semivalue(game, p=0.7).method == "adjusted"  # a proxy pays from 64 evaluations per player on
     assert interactions(game).method == "sampled"
     corner = semivalue(game, p=1)
     assert (corner.method, corner.n_evals, corner.index, corner.p) == ("exact", 17, "semivalue", 1)
@@ -283,57 +282,3 @@ def test_the_smallest_budgets_named_in_errors_do_work() -> None:
     assert banzhaf(random_game(5), method="one_toggle", n_evals=14, antithetic=False).n_evals == 14
     assert interactions(random_game(4), method="sampled", n_evals=44).n_evals == 44
     assert interactions(random_game(4), method="sampled", n_evals=22, antithetic=False).n_evals == 22
-
-
-# -- comparison --------------------------------------------------------------------------------------------------------
-
-
-def made_up(values: list[float], stderr: float = 0.5, **changes: object) -> Estimate:
-    n = len(values)
-    fields = {"index": "shapley", "p": None, "method": "permutation", "n_evals": 7} | changes
-    return Estimate(
-        values=np.array(values), stderr=np.full(n, stderr), seed=0, value_full=None, value_empty=None,
-        player_names=tuple("abcdefgh"[:n]), block_means=np.tile(values, (2, 1)), block_sizes=np.ones(2), **fields,
-    )
-
-
-def test_compare_by_hand() -> None:
-    exact = dataclasses.replace(
-        made_up([4.0, 3.0, 2.0, 0.0]), stderr=np.zeros(4), block_means=np.zeros((0, 4)), block_sizes=np.zeros(0)
-    )
-    found = compare(exact, made_up([3.0, 4.0, 2.0, 0.0], stderr=0.01), made_up([4.0, 3.0, 2.0, 0.0], p=0.5), ks=[1, 2])
-    swapped, right = found.rows
-    assert swapped.relative_error == pytest.approx(math.sqrt(2 / 29))
-    assert swapped.max_error == 1.0
-    assert swapped.spearman == pytest.approx(0.8)
-    assert swapped.kendall == pytest.approx(2 / 3)
-    assert swapped.overlaps == (0.0, 1.0)
-    assert swapped.coverage == 0.5
-    assert (right.relative_error, right.spearman, right.overlaps) == (0.0, pytest.approx(1.0), (1.0, 1.0))
-    assert right.coverage is None
-    assert Comparison.from_dict(found.to_dict()) == found
-    table = str(found).splitlines()
-    assert table[0] == "against shapley permutation"
-    assert len({len(line) for line in table[1:]}) == 1
-    assert "50.0%" in table[3]
-
-
-def test_compare_constant_values() -> None:
-    exact = shapley(SymmetricGame([0.0, 1.0, 2.0]))
-    row = compare(exact, shapley(SymmetricGame([0.0, 1.0, 2.0]), method="permutation", n_evals=40)).rows[0]
-    assert math.isnan(row.spearman)
-    assert row.coverage == 1.0
-    nothing = shapley(AdditiveGame([0.0, 0.0]))
-    assert math.isnan(compare(nothing, shapley(AdditiveGame([1.0, 2.0]))).rows[0].relative_error)
-
-
-def test_compare_refuses_what_it_cannot_judge() -> None:
-    exact, sampled = shapley(random_game(4)), shapley(random_game(4), method="permutation", n_evals=100)
-    with pytest.raises(ConfigError, match="exact"):
-        compare(sampled, sampled)
-    with pytest.raises(ConfigError, match="nothing"):
-        compare(exact)
-    with pytest.raises(ConfigError, match=r"1\.\.4"):
-        compare(exact, sampled, ks=[5])
-    with pytest.raises(DataError, match="other players"):
-        compare(exact, shapley(random_game(5)))

@@ -74,9 +74,14 @@ class TestLayerWithoutTheKernel(TestLayer):
         return layer_game(fused=False)
 
 
+class TestLayerByTheWholeSuffix(TestLayer):
+    def make_game(self) -> SampleGame:
+        return layer_game(fused=False, incremental=False)
+
+
 class TestLayerInSmallBatches(TestLayer):
     def make_game(self) -> SampleGame:
-        return layer_game(fused=False, batch_bytes=1)
+        return layer_game(fused=False, incremental=False, batch_bytes=1)
 
 
 class TestPinnedSamples(SampleGameContract):

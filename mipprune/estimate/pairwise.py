@@ -100,14 +100,14 @@ def _sampled(
     if n_evals is not None or clock.time_limit is None:
         budget = DEFAULT_MASKS // (1 + antithetic) * source.cost if n_evals is None else n_evals
         hint = f" ({source.cost} with antithetic=False)" if antithetic else ""
-        n_replicates = replicates_for(budget, 0, source.cost, f"all pairs of {n} players at once", hint)
+        n_replicates = replicates_for(budget, 0, source, f"all pairs of {n} players at once", hint)
     evaluator.announce(None if n_replicates is None else n_replicates * source.cost)
-    blocks, termination = gather(source, n_replicates, evaluator.batch_size)
-    means, sizes = blocks.means, blocks.sizes
+    state, termination = gather(source, n_replicates, evaluator.batch_size)
+    means, sizes = source.finish(state)
     values, stderr = mean_and_stderr(means, sizes)
     return Interactions(
         _symmetric(values, n), _symmetric(stderr, n), name, density.p,
-        "sampled" if samples is None else "sample_sampled", blocks.n_replicates * source.cost, seed, game.player_names,
+        "sampled" if samples is None else "sample_sampled", state.n_replicates * source.cost, seed, game.player_names,
         len(sizes) - 1, termination, clock.seconds,
     )
 

@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Self
 
 import numpy as np
 from scipy import special
 
 from ..errors import ConfigError, DataError
 from ..records import Record, frozen_array
-from .blocks import mean_and_stderr
+from .blocks import SampleSums, mean_and_stderr
 
-__all__ = ["TERMINATIONS", "Estimate", "Interactions"]
+__all__ = ["TERMINATIONS", "Estimate", "Interactions", "SampleMarginals"]
 
 #: Why an estimation ended; an exact one is always "completed".
-TERMINATIONS = ("completed", "time_limit", "interrupted")
+TERMINATIONS = ("completed", "resolved", "time_limit", "interrupted")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampleMarginals(Record):
+    """The importances sample by sample: their mean over the data is the estimate.
+
+    Attributes:
+        values: float64 (N, n), sample k's own index of player i.
+        noise: float64 (N, n), the sampling variance of ``values``.
+    """
+
+    values: np.ndarray
+    noise: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name in ("values", "noise"):
+            object.__setattr__(self, name, frozen_array(getattr(self, name)))
+        if self.values.ndim != 2 or self.values.shape != self.noise.shape:
+            raise DataError(f"values and noise must be (N, n) both, got {self.values.shape} and {self.noise.shape}")
+
+    @classmethod
+    def of(cls, sums: SampleSums) -> Self:
+        """From the sums of at least two replicates."""
+        count = sums.n_replicates
+        values = sums.sums / count
+        return cls(values, np.maximum(0.0, sums.squares / count - values**2) / (count - 1))
+
+    @property
+    def std(self) -> np.ndarray:
+        """Standard deviation over the data, float64 (n,): what the samples differ by, without the sampling noise."""
+        between = self.values.var(axis=0, ddof=1) if len(self.values) > 1 else np.zeros(self.values.shape[1])
+        return np.sqrt(np.maximum(0.0, between - self.noise.mean(axis=0)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,10 +62,9 @@ class Estimate(Record):
     Attributes:
         values: float64 (n,).
         stderr: float64 (n,), standard errors; 0 when exact.
-        index: "shapley", "banzhaf", "semivalue" or "leave_one_out".
+        index: "shapley", "banzhaf", "semivalue", "leave_one_out", or as "3-partial removed".
         p: inclusion probability of a p-binomial semivalue (banzhaf: 0.5, leave_one_out: 1); None for Shapley.
-        method: "exact", "permutation" or "one_toggle", or the latter with "sample_" before them, where every sample
-            had coalitions of its own; what "auto" picked.
+        method: what was used, and what "auto" picked; see :func:`~mipprune.estimate.shapley`.
         n_evals: coalition evaluations that the values rest on; one step of all samples, each at its own coalition,
             counts as one.
         seed: of the sampling; None when exact.
@@ -42,6 +74,7 @@ class Estimate(Record):
         block_sizes: int64 (B,), replicates per block.
         termination: why it ended, one of :data:`TERMINATIONS`.
         seconds: wall-clock time.
+        samples: what every sample says on its own, if it was asked for (``keep_samples=True``).
     """
 
     values: np.ndarray
@@ -58,6 +91,7 @@ class Estimate(Record):
     block_sizes: np.ndarray
     termination: str = "completed"
     seconds: float = 0.0
+    samples: SampleMarginals | None = None
 
     def __post_init__(self) -> None:
         for name in ("values", "stderr", "block_means"):
@@ -116,6 +150,18 @@ class Estimate(Record):
         if self.exact:
             return value, np.zeros_like(value)
         return value, mean_and_stderr(self.block_means[:, i] - self.block_means[:, j], self.block_sizes)[1]
+
+    def risk_averse(self, k: float = 1.0) -> np.ndarray:
+        """``values + k std``, float64 (n,), with the standard deviation of the importance over the data.
+
+        A player that few samples need, but need much, ranks higher than its mean says.
+
+        Raises:
+            ConfigError: the estimate was made without ``keep_samples=True``.
+        """
+        if self.samples is None:
+            raise ConfigError("the samples' own marginals weren't kept; estimate with keep_samples=True")
+        return self.values + k * self.samples.std
 
     def ranking(self) -> np.ndarray:
         """Player numbers from the highest value to the lowest, ties by number: int64 (n,)."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..game.base import Game, SampleGame
+from .blocks import SampleSums, State
 from .density import Density
 from .designs import ToggleDesign, uniforms
 from .pinned import PinnedGame
@@ -99,8 +100,11 @@ def sample_orders(seed: int, replicate: int, n_samples: int, n_players: int) -> 
 class _SampleSource(Source):
     """Replicates one by one, each a function of the seed and its number, so chunks can't change a result."""
 
-    def __init__(self, game: SampleGame, evaluator: Evaluator, seed: int, antithetic: bool) -> None:
+    def __init__(
+        self, game: SampleGame, evaluator: Evaluator, seed: int, antithetic: bool, keep_samples: bool = False
+    ) -> None:
         self.game, self.evaluator, self.seed, self.antithetic = game, evaluator, seed, antithetic
+        self.keep_samples = keep_samples
         self.size = game.n_players
         self.cost = self.cost_of(game.n_players, antithetic)
 
@@ -117,21 +121,25 @@ class _SampleSource(Source):
     def _run(self, drawn: np.ndarray) -> np.ndarray:
         """What a pass finds, a row per sample or one row for their mean: (N, size) or (1, size)."""
 
+    def empty(self) -> State:
+        return SampleSums.empty(self.game.n_samples, self.size) if self.keep_samples else super().empty()
+
     def replicates(self, first: int, count: int) -> np.ndarray:
-        return np.array([self._replicate(r) for r in range(first, first + count)]).reshape(count, self.size)
+        """Shape (count, size); with ``keep_samples`` (count, N, size)."""
+        return np.stack([self._replicate(r) for r in range(first, first + count)])
 
     def _replicate(self, replicate: int) -> np.ndarray:
         passes = self._passes(replicate)
-        total = np.zeros(self.size)
+        total: np.ndarray | float = 0.0
         for drawn in passes:
             self.evaluator.clock.check()
             found = self._run(drawn)
             mean = found.mean(axis=0)
             if not np.isfinite(mean).all():
                 raise DataError(self._complaint(found))
-            total += mean
+            total = total + (found if self.keep_samples else mean)
             self.evaluator.count(self.cost // len(passes))
-        return total / len(passes)
+        return np.asarray(total / len(passes))
 
     def _complaint(self, found: np.ndarray) -> str:
         k, i = np.argwhere(~np.isfinite(found))[0]
@@ -167,9 +175,10 @@ class SampleToggleSource(_SampleSource):
     """
 
     def __init__(
-        self, game: SampleGame, evaluator: Evaluator, seed: int, density: Density, antithetic: bool
+        self, game: SampleGame, evaluator: Evaluator, seed: int, density: Density, antithetic: bool,
+        keep_samples: bool = False,
     ) -> None:
-        super().__init__(game, evaluator, seed, antithetic)
+        super().__init__(game, evaluator, seed, antithetic, keep_samples)
         self.density = density
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import math
 import time
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 
 from ..errors import BudgetError, DataError, MissingDependencyError
 from ..game.base import Game
-from .blocks import BlockSums
+from .blocks import BlockSums, SampleSums, State
+from .checkpoint import Checkpoint
 from .designs import Design
+from .stopping import CutResolved, check_after
 
 __all__ = [
     "BATCH_SIZE", "Clock", "CoalitionSource", "Evaluator", "OutOfTimeError", "Source", "gather", "replicates_for",
@@ -68,6 +71,12 @@ class Evaluator:
         if self._bar is not None:
             self._bar.close()
 
+    def on(self, game: Game) -> Evaluator:
+        """An evaluator of another game of the same players, on this one's clock and progress bar."""
+        other = copy.copy(self)
+        other.game = game
+        return other
+
     def announce(self, n_evals: int | None) -> None:
         """Tell the progress bar how many evaluations there will be."""
         if self._bar is not None:
@@ -112,19 +121,36 @@ class Evaluator:
 
 
 class Source(abc.ABC):
-    """Independent unbiased vectors, by number.  A game with a faster way than asking for coalitions is another source.
+    """Independent replicates by number, and the unbiased block means that they make.
+
+    A game with a faster way than asking for coalitions is another source, and so is an estimator that needs all of its
+    replicates at once.
 
     Attributes:
-        size: length of a vector.
+        size: length of the estimated vector.
         cost: coalition evaluations that one replicate stands for.
+        fixed: coalition evaluations spent before the first replicate.
+        least: fewest replicates that make an estimate.
     """
 
     size: int
     cost: int
+    fixed: int = 0
+    least: int = 2
 
     @abc.abstractmethod
     def replicates(self, first: int, count: int) -> np.ndarray:
-        """Replicates number ``first .. first + count - 1``: float64 (count, size), the same for every split."""
+        """Replicates number ``first .. first + count - 1``, ``count`` rows, the same for every split."""
+
+    def empty(self) -> State:
+        """The state before the first replicate; here it takes replicates of shape (count, size)."""
+        return BlockSums.empty(self.size)
+
+    def finish(self, state: State) -> tuple[np.ndarray, np.ndarray]:
+        """Means (B, size) and sizes (B,) of blocks, whose weighted mean is the estimate."""
+        blocks = state.blocks if isinstance(state, SampleSums) else state
+        assert isinstance(blocks, BlockSums)
+        return blocks.means, blocks.sizes
 
 
 class CoalitionSource(Source):
@@ -140,49 +166,86 @@ class CoalitionSource(Source):
         return self.design.vectors(draw, values.reshape(count, self.cost))
 
 
-def replicates_for(n_evals: int, fixed: int, cost: int, what: str, hint: str = "") -> int:
-    """Replicates that a budget of coalition evaluations pays for, after ``fixed`` ones; at least 2.
+def replicates_for(n_evals: int, fixed: int, source: Source, what: str, hint: str = "") -> int:
+    """Replicates that a budget of coalition evaluations pays for, after ``fixed`` ones.
 
     Raises:
-        BudgetError: fewer than 2; a standard error needs two.
+        BudgetError: fewer than the source's ``least``.
     """
-    if n_evals < fixed + 2 * cost:
-        raise BudgetError(f"n_evals={n_evals} is too small: {what} needs at least {fixed + 2 * cost} evaluations{hint}")
-    return (n_evals - fixed) // cost if cost else 2
+    needed = fixed + source.least * source.cost
+    if n_evals < needed:
+        raise BudgetError(f"n_evals={n_evals} is too small: {what} needs at least {needed} evaluations{hint}")
+    return (n_evals - fixed) // source.cost
 
 
-def gather(source: Source, n_replicates: int | None, chunk_evals: int) -> tuple[BlockSums, str]:
+def gather(
+    source: Source, n_replicates: int | None, chunk_evals: int, *, stop: CutResolved | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> tuple[State, str]:
     """Run a source until it has ``n_replicates`` (None: until the clock of the source says stop).
 
     Chunks grow 1, 2, 4, ... replicates up to about ``chunk_evals`` evaluations: an early stop finds something, and
     the schedule does not look at the time, so a run can be repeated exactly.
 
+    Args:
+        stop: looked at after fixed numbers of replicates (:func:`check_after`).
+        checkpoint: gone on from, and saved to every few seconds and at the end.
+
     Returns:
-        The blocks, and why it stopped: "completed", "time_limit" or "interrupted" (Ctrl-C).
+        The state, and why it stopped: "completed", "resolved", "time_limit" or "interrupted" (Ctrl-C).
 
     Raises:
-        OutOfTimeError, KeyboardInterrupt: stopped before there were 2 replicates.
+        OutOfTimeError, KeyboardInterrupt: stopped before there were enough replicates.
     """
-    blocks, termination = BlockSums.empty(source.size), "completed"
+    state, termination = source.empty(), "completed"
+    saved = checkpoint.load() if checkpoint else None
+    if saved is not None:
+        state = state.restored(saved)
+    looks = _Looks(source, stop)
     chunk, largest = 1, max(1, chunk_evals // max(source.cost, 1))
     target: float = math.inf if n_replicates is None else n_replicates
     try:
-        while blocks.n_replicates < target:
-            count = int(min(chunk, target - blocks.n_replicates))
-            blocks = blocks.added(source.replicates(blocks.n_replicates, count))
+        while state.n_replicates < target:
+            if looks.resolved(state):
+                termination = "resolved"
+                break
+            count = int(min(chunk, target - state.n_replicates, looks.next - state.n_replicates))
+            state = state.added(source.replicates(state.n_replicates, count))
             chunk = min(2 * chunk, largest)
+            if checkpoint:
+                checkpoint.save(state.arrays(), now=False)
     except OutOfTimeError as error:
         termination = "time_limit"
-        if blocks.n_replicates < 2:
+        if state.n_replicates < source.least:
             raise OutOfTimeError(
-                f"{error} after {blocks.n_replicates} replicate(s) of {source.cost} evaluations; "
-                "a standard error needs 2: raise time_limit"
+                f"{error} after {state.n_replicates} replicate(s) of {source.cost} evaluations; "
+                f"an estimate with a standard error needs {source.least}: raise time_limit"
             ) from None
     except KeyboardInterrupt:
         termination = "interrupted"
-        if blocks.n_replicates < 2:
+        if state.n_replicates < source.least:
             raise
-    return blocks, termination
+    finally:
+        if checkpoint and state.n_replicates:
+            checkpoint.save(state.arrays())
+    return state, termination
+
+
+class _Looks:
+    """When a stopping rule looks; its number of looks is a function of the replicates, also after a resume."""
+
+    def __init__(self, source: Source, stop: CutResolved | None) -> None:
+        self.source, self.stop = source, stop
+        self.next: float = math.inf if stop is None else check_after(source.least)
+        self._number = 0
+
+    def resolved(self, state: State) -> bool:
+        if self.stop is None or state.n_replicates < self.next:
+            return False
+        while self.next <= state.n_replicates:
+            here, self.next = self.next, check_after(int(self.next))
+            self._number += 1
+        return state.n_replicates == here and self.stop.resolved(*self.source.finish(state), self._number)
 
 
 def _bar() -> Any:

@@ -6,6 +6,7 @@ every operation which module and source line it comes from, and ends in about a 
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 import operator
@@ -18,11 +19,10 @@ from torch.export import Dim
 from torch.export.graph_signature import InputKind
 
 from ..errors import DataError, ModelStateError, TraceError
+from .functional import functionalise, inline_regions, mutated_argument
+from .sizes import AttributeSize, Expression, OutOfTime, Recorder, aligned, instrumented
 
-__all__ = ["Capture", "capture", "describe", "shape_at"]
-
-#: Operations that may hand back their input itself although their schema doesn't say so.
-_MAY_ALIAS = {"dropout", "reshape", "contiguous", "flatten", "to", "type_as", "expand_as"}
+__all__ = ["Capture", "capture", "is_integer_node", "shape_at"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Capture:
         constants: fully qualified name -> tensor, for tensors that belong to no module.
         output: the node whose value is the network's output (the first tensor that ``forward`` returns).
         outputs: all nodes that ``forward`` returns.
+        sizes: node name -> where each integer among its arguments came from, in order (None: symbolic).
+        results: (recorded call, output) -> name of the node that holds it.
+        numeric: sizes whose value also enters the computation as a number.
+        attributes: every integer attribute of every module, with its value.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -45,10 +49,17 @@ class Capture:
     constants: dict[str, torch.Tensor]
     output: fx.Node
     outputs: tuple[fx.Node, ...]
+    sizes: dict[str, list[Expression | None]]
+    results: dict[tuple[int, int | None], str]
+    numeric: frozenset[Expression]
+    attributes: dict[AttributeSize, int]
 
 
-def capture(model: nn.Module, example: tuple[torch.Tensor, ...]) -> Capture:
+def capture(model: nn.Module, example: tuple[torch.Tensor, ...], deadline: float = float("inf")) -> Capture:
     """Export ``model`` on ``example`` with a free batch dimension (dimension 0 of every input).
+
+    Args:
+        deadline: value of ``time.monotonic()`` at which to give up.
 
     Raises:
         TraceError: torch.export can't follow the model, the batch size is hard-coded, or no tensor is returned.
@@ -61,10 +72,15 @@ def capture(model: nn.Module, example: tuple[torch.Tensor, ...]) -> Capture:
     # torch.export takes a dimension of size 1 for a constant, so it is shown a batch of two
     example = tuple(torch.cat([x[:1], x[:1]]) for x in example)
     _try_run(model, example)
+    recorder = Recorder(deadline)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(model, example, dynamic_shapes=tuple({0: Dim.AUTO} for _ in example))
+            exported = torch.export.export(
+                instrumented(model, recorder), example, dynamic_shapes=tuple({0: Dim.AUTO} for _ in example)
+            )
+    except OutOfTime:
+        raise
     except Exception as error:  # torch.export raises many kinds, all of them its word for "can't be captured"
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise TraceError(
@@ -73,8 +89,9 @@ def capture(model: nn.Module, example: tuple[torch.Tensor, ...]) -> Capture:
             f"Rewrite it with torch.where / torch.cond, or trace the sub-module before it."
         ) from error
     graph = exported.graph
+    inline_regions(exported.graph_module)
     _refuse_buffer_updates(graph, exported)
-    _functionalise(graph)
+    functionalise(graph)
     tensors: dict[str, str] = {}
     constants: dict[str, torch.Tensor] = {}
     inputs: list[str] = []
@@ -92,15 +109,40 @@ def capture(model: nn.Module, example: tuple[torch.Tensor, ...]) -> Capture:
     for name, shape in zip(inputs, shapes, strict=True):
         if isinstance(shape[0], int) or not shape[0].node.expr.free_symbols:
             raise TraceError(
-                f"the batch size is hard-coded (input {name!r} is specialised to {shape[0]} samples): in forward, use "
-                f"x.shape[0] or -1 instead of a number where the batch dimension is meant"
+                f"the batch size is hard-coded (input {name!r} is specialised to {shape[0]} samples): in forward, "
+                f"use x.shape[0] or -1 instead of a number where the batch dimension is meant"
             )
     output_node = next(n for n in graph.nodes if n.op == "output")
     outputs = [n for n in output_node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
     if not outputs:
         raise TraceError(f"{type(model).__name__}.forward returns no tensor that depends on its input")
     nodes = tuple(n for n in graph.nodes if n.op == "call_function")
-    return Capture(nodes, tuple(inputs), shapes, tensors, constants, outputs[0], tuple(outputs))
+    sizes, results = _origins(nodes, recorder)
+    return Capture(nodes, tuple(inputs), shapes, tensors, constants, outputs[0], tuple(outputs), sizes, results,
+                   frozenset(recorder.numeric), recorder.attributes)
+
+
+def _origins(
+    nodes: tuple[fx.Node, ...], recorder: Recorder
+) -> tuple[dict[str, list[Expression | None]], dict[tuple[int, int | None], str]]:
+    """Where the integers of every node came from, and which node holds the result of every recorded call."""
+    sizes: dict[str, list[Expression | None]] = {}
+    results: dict[tuple[int, int | None], str] = {}
+    calls = {node: (node.meta.get("custom") or {}).get("call") for node in nodes}
+    made = collections.Counter(call for node, call in calls.items() if node.target is not operator.getitem)
+    for node, call in calls.items():
+        if call is None:
+            continue
+        alone = made[call] == 1 or recorder.names[call] == "__getitem__"
+        sizes[node.name] = aligned(node, recorder.arguments[call], alone)
+        if node.target is operator.getitem:
+            results[call, node.args[1]] = node.name  # type: ignore[index]
+        else:
+            results[call, None] = node.name
+    for result, before in recorder.same.items():  # export drops operations that change nothing, in order
+        if result not in results and before in results:
+            results[result] = results[before]
+    return sizes, results
 
 
 def _try_run(model: nn.Module, example: tuple[torch.Tensor, ...]) -> None:
@@ -112,26 +154,6 @@ def _try_run(model: nn.Module, example: tuple[torch.Tensor, ...]) -> None:
     except Exception as error:  # whatever the user's forward raises
         shapes = ", ".join(str(tuple(x.shape)) for x in example)
         raise TraceError(f"{type(model).__name__} doesn't run on inputs of shape {shapes}: {error}") from error
-
-
-def describe(node: fx.Node, *, source: bool = True) -> str:
-    """``module 'path' (Class), op name, at file:line: code`` of a node, for error messages."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path, kind = stack[-1] if stack else ("", "")
-    kind = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
-    where = ""
-    trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-    user = [i for i, line in enumerate(trace) if line.startswith("File") and "/torch/nn/" not in line]
-    if user and source:
-        code = trace[user[-1] + 1] if user[-1] + 1 < len(trace) else ""
-        where = f", at {trace[user[-1]]}: `{code}`"
-    return f"module {path or '(the model itself)'!r} ({kind.rsplit('.', 1)[-1]}), op {node.target}{where}"
-
-
-def module_path(node: fx.Node) -> str:
-    """Path of the innermost module that a node comes from, ``""`` for the model itself."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return stack[-1][0] if stack else ""
 
 
 def shape_at(shape: tuple[Any, ...], batch: int) -> tuple[int, ...]:
@@ -147,60 +169,21 @@ def int_at(value: Any, batch: int) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
 
 
+_ARITHMETIC = {operator.mul, operator.add, operator.sub, operator.floordiv, operator.truediv}
+
+
+def is_integer_node(node: fx.Node) -> bool:
+    """A node whose value is a size, not a tensor."""
+    value = node.meta.get("val")
+    return node.target in _ARITHMETIC or isinstance(value, (int, torch.SymInt))
+
+
 def _refuse_buffer_updates(graph: fx.Graph, exported: torch.export.ExportedProgram) -> None:
     buffers = exported.graph_signature.inputs_to_buffers
     for node in graph.nodes:
-        if node.op == "call_function" and _mutated_argument(node) in buffers:
-            name = buffers[_mutated_argument(node)]
+        if node.op == "call_function" and mutated_argument(node) in buffers:
+            name = buffers[mutated_argument(node)]
             raise ModelStateError(
                 f"the forward pass writes to buffer {name!r}: module {name.rpartition('.')[0]!r} is in training mode, "
                 f"so its output depends on the batch; call model.eval() before tracing"
             )
-
-
-def _mutated_argument(node: fx.Node) -> str | None:
-    """Name of the node that ``node`` writes to in place, if any."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return None
-    for position, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-            return value.name if isinstance(value, fx.Node) else None
-    return None
-
-
-def _is_view(node: fx.Node) -> bool:
-    if node.target is operator.getitem:
-        return True
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return False
-    if schema.name.removeprefix("aten::") in _MAY_ALIAS:
-        return True
-    return any(a.alias_info is not None and not a.alias_info.is_write for a in schema.arguments)
-
-
-def _functionalise(graph: fx.Graph) -> None:
-    """Replace every in-place operation by its functional twin, and later reads of the tensor by the result.
-
-    (``ExportedProgram.run_decompositions`` would do it too, but it rewrites ``flatten`` into a view with literal
-    sizes, and then a hard-coded size in the user's code could no longer be told from a harmless one.)
-    """
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        if node.op != "call_function" or (name := _mutated_argument(node)) is None:
-            continue
-        target = next(n for n in order if n.name == name)
-        aliases = [u for u in target.users if u is not node and _is_view(u)]
-        late = any(order.get(use, 0) > order[node] for view in aliases for use in view.users)
-        if late or (_is_view(target) and any(order.get(u, 0) > order[node] for u in target.all_input_nodes[0].users)):
-            raise TraceError(f"{describe(node)} writes in place to a tensor that is also read through a view; "
-                             f"use the out-of-place operation there")
-        packet = node.target.name().removeprefix("aten::").partition(".")[0]
-        functional = getattr(torch.ops.aten, packet.removesuffix("_"), None)
-        overload = getattr(functional, node.target._overloadname, None) or getattr(functional, "default", None)
-        if overload is None or overload._schema.is_mutable:
-            raise TraceError(f"{describe(node)} works in place and has no out-of-place twin; rewrite it out of place")
-        node.target = overload
-        target.replace_all_uses_with(node, delete_user_cb=lambda use, at=order[node]: order.get(use, 0) > at)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence, Set
+import itertools
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 
-from ..errors import TraceError
-from .capture import Capture, describe, int_at
-from .rules import MaskEdge, is_integer_node
+from .capture import Capture, int_at, is_integer_node
+from .context import Argument, Masked, MaskEdge, argument_of, batch_dim
+from .describe import describe
 
 __all__ = ["Prefix", "Program"]
 
@@ -21,10 +22,16 @@ Gates = torch.Tensor
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """Units of one mask edge: the unit of every index along ``dim``, with ``n_units`` standing for "always on"."""
+    """Units of one mask edge: the unit of every index along ``dim``, with ``n_units`` standing for "always on".
+
+    ``batch`` is the dimension that samples lie along (None: the value is the same for all of them).
+    """
 
     dim: int
     units: torch.Tensor
+    argument: Argument = 0
+    masked: Masked | None = None
+    batch: int | None = 0
 
 
 class Program:
@@ -38,43 +45,86 @@ class Program:
     def __init__(self, model: nn.Module, captured: Capture) -> None:
         self.model = model
         self.captured = captured
-        self._reads: dict[str, _Read] = {}
+        self._reads: dict[str, list[_Read]] = {}
         self.n_units = 0
+        #: (node, which of its integer arguments, units along the dimension whose length it is; -1: not prunable)
+        self.lengths: list[tuple[str, int, np.ndarray]] = []
+        self.batch_dims = {n.name: _batch_dims(n.meta.get("val")) for n in captured.nodes}
+        self.batch_dims |= dict.fromkeys(captured.inputs, 0)
 
     def bind(self, edges: Sequence[MaskEdge], units: Sequence[np.ndarray], n_units: int) -> None:
         """Tell which units every edge reads (-1: not prunable)."""
         self.n_units = n_units
         for edge, numbers in zip(edges, units, strict=True):
             if (numbers >= 0).any():
-                self._reads[edge.node.name] = _Read(edge.dim, torch.from_numpy(np.where(numbers < 0, n_units, numbers)))
+                index = torch.from_numpy(np.where(numbers < 0, n_units, numbers))
+                source = argument_of(edge.node.args, edge.argument)
+                assert isinstance(source, fx.Node)
+                batch = batch_dim(source.meta["val"])
+                read = _Read(edge.dim, index, edge.argument, edge.masked, batch)
+                self._reads.setdefault(edge.node.name, []).append(read)
 
     def read_of(self, node: fx.Node) -> _Read | None:
-        """The units that ``node`` reads, and along which dimension of its first argument."""
-        return self._reads.get(node.name)
+        """The units that ``node`` reads, and along which dimension of which argument; ``None``: none, or not alone."""
+        reads = self._reads.get(node.name, [])
+        return reads[0] if len(reads) == 1 and reads[0].masked is None else None
+
+    def units_read(self, node: fx.Node) -> np.ndarray:
+        """Numbers of all units that ``node`` reads, whichever argument they come by."""
+        found = [read.units[read.units < self.n_units].numpy() for read in self._reads.get(node.name, ())]
+        return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
     def reads(self, node: str, units: slice) -> bool:
         """Whether the operation ``node`` reads any unit of ``units``."""
-        read = self._reads.get(node)
-        return read is not None and bool(((read.units >= units.start) & (read.units < units.stop)).any())
+        return any(_overlaps(read, units) for read in self._reads.get(node, ()))
+
+    @property
+    def averaged(self) -> np.ndarray:
+        """Bool (n_units,): units that take part in an average (a layer-norm), where being 0 isn't being absent."""
+        found = np.zeros(self.n_units + 1, dtype=bool)
+        for read in itertools.chain(*self._reads.values()):
+            if read.masked is not None:
+                found[read.units.numpy()] = True
+        return found[:-1]
 
     # -- running ---------------------------------------------------------------------------------------------------
 
     def run(self, inputs: Sequence[torch.Tensor], gates: Gates | None = None) -> torch.Tensor:
         """Output of the network for ``inputs`` under ``gates`` (all on by default).  Differentiable in the gates."""
-        tensors = self._tensors()
+        tensors = self.dense_tensors()
         env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
         self._execute(self.captured.nodes, env, tensors, len(inputs[0]), gates)
         return env[self.captured.output.name]
 
+    @torch.no_grad()
+    def values(self, env: dict[str, Any], wanted: Set[str]) -> dict[str, Any]:
+        """The values of the nodes ``wanted`` for the inputs in ``env`` (node name -> tensor; used up)."""
+        batch = len(next(iter(env.values())))
+        self._execute(self._needed(self.captured.nodes, set(wanted)), env, self.dense_tensors(), batch, None, wanted)
+        return {name: env[name] for name in wanted}
+
+    @staticmethod
+    def apply(
+        node: fx.Node, env: dict[str, Any], tensors: dict[str, torch.Tensor], batch: int,
+        lengths: dict[int, int] | None = None,
+    ) -> Any:
+        """Result of one operation on the values ``env`` (node name -> value) and ``tensors``, for ``batch`` samples.
+
+        ``lengths`` replaces integer arguments by their place among them, for tensors of other sizes than the traced.
+        """
+        args, kwargs = _arguments(node, env, tensors, batch, lengths)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
     def activations(self, inputs: Sequence[torch.Tensor], units: slice) -> torch.Tensor:
         """What the units hand to their first reader, averaged over positions: shape (N, number of units)."""
         reader = next(n for n in self.captured.nodes if self.reads(n.name, units))
-        read, source = self._reads[reader.name], reader.all_input_nodes[0].name
+        read = next(r for r in self._reads[reader.name] if _overlaps(r, units))
+        source = argument_of(reader.args, read.argument).name
         env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
         nodes = self._needed(self.captured.nodes, {source})
-        self._execute(nodes, env, self._tensors(), len(inputs[0]), None, keep={source})
-        features = env[source].movedim(read.dim, -1)
-        features = features.reshape(len(features), -1, features.shape[-1]).mean(1)
+        self._execute(nodes, env, self.dense_tensors(), len(inputs[0]), None, keep={source})
+        features = env[source].movedim((0 if read.batch is None else read.batch, read.dim), (0, -1))
+        features = features.reshape(len(inputs[0]), -1, features.shape[-1]).mean(1)
         own = (read.units >= units.start) & (read.units < units.stop)
         index = (read.units[own] - units.start).to(features.device)
         out = features.new_zeros(len(features), units.stop - units.start)
@@ -83,7 +133,7 @@ class Program:
 
     def first_not_finite(self, inputs: Sequence[torch.Tensor], gates: Gates | None = None) -> str | None:
         """Module and operation whose result first holds NaN or infinity for ``inputs``; ``None`` if all are finite."""
-        tensors = self._tensors()
+        tensors = self.dense_tensors()
         env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
         names = {n.name for n in self.captured.nodes}
         with torch.no_grad():
@@ -102,7 +152,7 @@ class Program:
         suffix = self._suffix(units)
         first = {n.name for n in suffix}
         read = {a.name for n in suffix for a in n.all_input_nodes}
-        tensors = self._tensors()
+        tensors = self.dense_tensors()
         env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
         before = self._needed([n for n in self.captured.nodes if n.name not in first], read)
         base = None if kept is None else torch.tensor(np.asarray(kept)).to(inputs[0].device, _gate_dtype(inputs))
@@ -111,7 +161,7 @@ class Program:
         boundary = {name: env[name] for name in read if name in env}
         return Prefix(self, suffix, boundary, tensors, units, len(inputs[0]), base)
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
+    def dense_tensors(self) -> dict[str, torch.Tensor]:
         """The model's present parameters and buffers by node name."""
         out = {}
         for node, name in self.captured.tensors.items():
@@ -156,33 +206,94 @@ class Program:
             padded = torch.cat([gates, always], -1)
         keep = keep | {self.captured.output.name}
 
-        def value(node: fx.Node) -> Any:
-            if node.name in tensors:
-                return tensors[node.name]
-            if is_integer_node(node):
-                return int_at(node.meta["val"], batch)
-            return env[node.name]
-
         for node in nodes:
             if is_integer_node(node):
                 continue
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-            read = self._reads.get(node.name)
-            if padded is not None and read is not None and (only is None or node.name in only):
-                args = (_gated(args[0], padded, read), *args[1:])  # type: ignore[arg-type]
-            env[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
+            args, kwargs = _arguments(node, env, tensors, batch)
+            reads = self._reads.get(node.name)
+            if padded is not None and reads is not None and (only is None or node.name in only):
+                env[node.name] = _masked_call(node.target, args, kwargs, padded, reads)  # type: ignore[arg-type]
+            else:
+                env[node.name] = node.target(*args, **kwargs)  # type: ignore[operator]
             for a in node.all_input_nodes:
                 if last[a.name] is node and a.name not in keep:
                     env.pop(a.name, None)
 
 
-def _gated(x: torch.Tensor, padded: torch.Tensor, read: _Read) -> torch.Tensor:
-    gates = padded[..., read.units.to(padded.device)]
+def _arguments(
+    node: fx.Node, env: dict[str, Any], tensors: dict[str, torch.Tensor], batch: int,
+    lengths: dict[int, int] | None = None,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def value(node: fx.Node) -> Any:
+        if node.name in tensors:
+            return tensors[node.name]
+        if is_integer_node(node):
+            return int_at(node.meta["val"], batch)
+        return env[node.name]
+
+    given = (node.args, node.kwargs) if not lengths else _with_lengths((node.args, node.kwargs), lengths, [0])
+    return fx.node.map_arg(given, value)  # type: ignore[return-value]
+
+
+def _with_lengths(tree: Any, lengths: dict[int, int], seen: list[int]) -> Any:
+    """``tree`` with some of its integers replaced, counted in the order of :func:`~mipprune.graph.sizes.integers`."""
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_with_lengths(item, lengths, seen) for item in tree)
+    if isinstance(tree, dict):
+        return {key: _with_lengths(item, lengths, seen) for key, item in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*(_with_lengths(item, lengths, seen) for item in (tree.start, tree.stop, tree.step)))
+    if isinstance(tree, bool) or not (isinstance(tree, int) or (isinstance(tree, fx.Node) and is_integer_node(tree))):
+        return tree
+    seen[0] += 1
+    return lengths.get(seen[0] - 1, tree) if isinstance(tree, int) and tree != -1 else tree
+
+
+def _batch_dims(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return [_batch_dims(v) for v in value]
+    return batch_dim(value) if isinstance(value, torch.Tensor) else None
+
+
+def _overlaps(read: _Read, units: slice) -> bool:
+    return bool(((read.units >= units.start) & (read.units < units.stop)).any())
+
+
+def _masked_call(
+    target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], padded: torch.Tensor,
+    reads: Sequence[_Read],
+) -> Any:
+    """The operation on what the gates leave of the arguments that are read."""
+    masked = None
+    for read in reads:
+        x = argument_of(args, read.argument)
+        gate = _gate_like(x, padded[..., read.units.to(padded.device)], read).to(x.dtype)
+        if read.masked is None:
+            args = _with_argument(args, read.argument, x * gate)
+        else:
+            masked = (read.masked, gate)
+    return target(*args, **kwargs) if masked is None else masked[0](target, args, kwargs, masked[1])
+
+
+def _with_argument(args: Sequence[Any], argument: Argument, value: Any) -> tuple[Any, ...]:
+    """The arguments with one of them replaced."""
+    if isinstance(argument, int):
+        return (*args[:argument], value, *args[argument + 1 :])
+    number, place = argument
+    return _with_argument(args, number, [*_with_argument(args[number], place, value)])
+
+
+def _gate_like(x: torch.Tensor, gates: torch.Tensor, read: _Read) -> torch.Tensor:
+    """Gates (size,), or (N, size) per sample, shaped to broadcast against ``x``."""
     shape = [1] * x.ndim
     shape[read.dim] = -1
-    if gates.ndim == 2:
-        shape[0] = len(gates)
-    return x * gates.reshape(shape)
+    if gates.ndim == 1:
+        return gates.reshape(shape)
+    batch = 0 if read.batch is None else read.batch  # a value without samples in it gets them
+    if read.batch is not None and x.shape[batch] != len(gates):  # samples are the outer part of that dimension
+        gates = gates.repeat_interleave(x.shape[batch] // len(gates), 0)
+    shape[batch] = len(gates)
+    return (gates if batch < read.dim else gates.t()).reshape(shape)
 
 
 class Prefix:
@@ -220,10 +331,33 @@ class Prefix:
         base = coalitions.new_ones(self.program.n_units) if self.base is None else self.base
         gates = base.repeat(m * n, 1)
         gates[:, self.units] = own
-        env = {name: _folded(value, m, n) for name, value in self.boundary.items()}
+        env = {name: _folded(value, m, n, self.program.batch_dims[name]) for name, value in self.boundary.items()}
         self.program._execute(self.suffix, env, self.tensors, m * n, gates, only=self._only)
         out = env[self.program.captured.output.name]
         return out.reshape(m, n, *out.shape[1:])
+
+    @torch.no_grad()
+    def finish(self, reader: fx.Node, values: torch.Tensor, rows: slice) -> torch.Tensor:
+        """Outputs (M, s, ...) of the samples ``rows`` from what the group's only ``reader`` gave: (M, s, ...)."""
+        m, s = values.shape[:2]
+        dims = self.program.batch_dims
+        own = {name: _rows_of(value, rows, self.n_samples, dims[name]) for name, value in self.boundary.items()}
+        env = {name: _folded(value, m, s, dims[name]) for name, value in own.items()}
+        env[reader.name] = values.flatten(0, 1)
+        nodes = [n for n in self.suffix if n is not reader]
+        self.program._execute(nodes, env, self.tensors, m * s, self.base)
+        out = env[self.program.captured.output.name]
+        return out.reshape(m, s, *out.shape[1:])
+
+
+def _rows_of(value: Any, rows: slice, n: int, batch: Any) -> Any:
+    """The samples ``rows`` of a prefix value; along its batch dimension every sample takes an equal part."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(_rows_of(v, rows, n, b) for v, b in zip(value, batch))
+    if not isinstance(value, torch.Tensor) or batch is None:
+        return value
+    each = value.shape[batch] // n
+    return value.narrow(batch, rows.start * each, (rows.stop - rows.start) * each)
 
 
 def _gate_dtype(inputs: Sequence[torch.Tensor]) -> torch.dtype:
@@ -242,15 +376,12 @@ def _numbers(value: Any, batch: int) -> int:
     return total
 
 
-def _folded(value: Any, m: int, n: int) -> Any:
-    """Repeat a prefix value for m coalitions along the batch dimension."""
+def _folded(value: Any, m: int, n: int, batch: Any) -> Any:
+    """Repeat a prefix value for m coalitions along its batch dimension, if it has one."""
     if isinstance(value, (tuple, list)):
-        return type(value)(_folded(v, m, n) for v in value)
-    if not isinstance(value, torch.Tensor):
+        return type(value)(_folded(v, m, n, b) for v, b in zip(value, batch))
+    if not isinstance(value, torch.Tensor) or batch is None:
         return value
-    if value.ndim == 0 or value.shape[0] != n:
-        raise TraceError(
-            "a value between the masked layer and the output doesn't have the batch as its first dimension; "
-            "coalitions of this layer can't be batched"
-        )
-    return value.unsqueeze(0).expand(m, *value.shape).reshape(m * n, *value.shape[1:])
+    size = m * value.shape[batch]
+    repeated = value.unsqueeze(batch).expand(*value.shape[:batch], m, *value.shape[batch:])
+    return repeated.reshape(*value.shape[:batch], size, *value.shape[batch + 1 :])

@@ -9,16 +9,17 @@ from collections.abc import Iterable
 import networkx as nx
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
-from ..costs import CostModel
+from ..costs import BilinearCost, Cost, CostModel
 from ..errors import UnknownLayerError
+from .context import Context, Value
 from .counting import CostCounter
-from .labels import LabelSpace, Site
+from .labels import Components, Site
 from .program import Program
-from .rules import Context
+from .resolve import AttributeForm
 
-__all__ = ["Pinned", "UnitGraph", "UnitGroup", "build_units"]
+__all__ = ["AttributeSite", "Pinned", "UnitGraph", "UnitGroup", "build_units"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,23 @@ class Pinned:
 
 
 @dataclasses.dataclass(frozen=True)
+class AttributeSite:
+    """An integer attribute of a module that counts units: after surgery ``constant + kept[units].sum()``.
+
+    Attributes:
+        module, attribute: where it is; ``index`` is its place in a tuple there, -1 if it isn't in one.
+        constant: what doesn't depend on the kept units.
+        units: int64, unit numbers, repeated where a unit counts more than once.
+    """
+
+    module: str
+    attribute: str
+    index: int
+    constant: int
+    units: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class UnitGraph:
     """A traced network: its units, how they are tied together, what they cost, and how to run it masked.
 
@@ -63,7 +81,8 @@ class UnitGraph:
         pinned: what can't be pruned, with the reason.
         costs: ``"units"``, ``"params"`` and ``"macs"`` as exact functions of the kept counts.
         unit_sites: (parameter or buffer name, dimension) -> int64 of shape (size,): the unit of every index, -1 where
-            the index isn't prunable.  This is all that surgery needs.
+            the index isn't prunable.
+        attributes: integer attributes of modules that count units.  With the sites, this is all that surgery needs.
         program: runs the network with units masked.
         coupling: networkx graph of the groups; an edge where a layer reads one group and produces the other.
     """
@@ -73,6 +92,7 @@ class UnitGraph:
     pinned: tuple[Pinned, ...]
     costs: CostModel
     unit_sites: dict[Site, np.ndarray]
+    attributes: tuple[AttributeSite, ...]
     program: Program
     coupling: nx.Graph
 
@@ -124,23 +144,23 @@ class UnitGraph:
         return "\n".join(lines)
 
 
-def build_units(model: nn.Module, context: Context, program: Program) -> UnitGraph:
+def build_units(
+    model: nn.Module, context: Context, components: Components, attributes: tuple[AttributeForm, ...],
+    program: Program,
+) -> UnitGraph:
     """Turn the coupled labels of a finished trace into groups, costs and sites."""
     space = context.space
-    unit_of, reason_of = space.units()
-    reads = [_components(edge.labels, unit_of) for edge in context.edges]
-    read = {u for columns in reads for u in columns if u >= 0}
-    produced = [(module, site, _components(space.sites[site], unit_of)) for module, site in context.producers]
-    numbering, groups = _number_units(space, unit_of, produced, reads, context, read)
-    pinned = _pinned(produced, space, reason_of, numbering)
+    numbering, groups = _number_units(context, components, attributes)
+    number = np.full(int(components.number.max(initial=0)) + 2, -1, dtype=np.int64)
+    number[list(numbering)] = list(numbering.values())
 
     def numbered(labels: torch.Tensor) -> np.ndarray:
-        return np.array([numbering.get(u, -1) for u in _components(labels, unit_of)], dtype=np.int64)
+        return number[components.of(labels)]  # the last entry, for pinned labels, is -1
 
     sites = {site: numbered(labels) for site, labels in space.sites.items()}
     sites = {site: units for site, units in sites.items() if (units >= 0).any()}
     counter = CostCounter(np.array([g.size for g in groups], dtype=np.int64))
-    resources = {
+    resources: dict[str, Cost] = {
         "units": counter.units(),
         "params": counter.params(dict(model.named_parameters()), sites),
         "macs": counter.macs(context.contractions, numbered),
@@ -148,41 +168,51 @@ def build_units(model: nn.Module, context: Context, program: Program) -> UnitGra
     costs = CostModel(tuple(g.name for g in groups), counter.sizes, resources)
     coupling = nx.Graph()
     coupling.add_nodes_from(costs.groups)
-    pairs = zip(costs["macs"].left, costs["macs"].right, strict=True)
-    coupling.add_edges_from((costs.groups[a], costs.groups[b]) for a, b in pairs)
+    macs = resources["macs"]
+    assert isinstance(macs, BilinearCost)
+    coupling.add_edges_from((costs.groups[a], costs.groups[b]) for a, b in zip(macs.left, macs.right, strict=True))
     program.bind(context.edges, [numbered(edge.labels) for edge in context.edges], costs.n_units)
-    return UnitGraph(model, groups, pinned, costs, sites, program, coupling)
+    program.lengths = [(node, at, units) for node, at, labels in context.lengths
+                       if ((units := numbered(labels)) >= 0).any()]
+    repaired = tuple(_attribute_site(form, number) for form in attributes)
+    repaired = tuple(site for site in repaired if len(site.units))
+    pinned = _pinned(model, context, components, number)
+    return UnitGraph(model, groups, pinned, costs, sites, repaired, program, coupling)
 
 
-def _components(labels: torch.Tensor, unit_of: dict[int, int]) -> list[int]:
-    return [unit_of.get(label, -1) for label in labels.tolist()]
+def _attribute_site(found: AttributeForm, number: np.ndarray) -> AttributeSite:
+    units = np.repeat(number[np.array(found.form.units, dtype=np.int64)], found.form.multiplicity)
+    constant = found.form.constant + int((units < 0).sum())
+    place = found.attribute
+    return AttributeSite(place.module, place.attribute, place.index, constant, np.sort(units[units >= 0]))
 
 
 def _number_units(
-    space: LabelSpace, unit_of: dict[int, int], produced: list[tuple[str, Site, list[int]]], reads: list[list[int]],
-    context: Context, read: set[int],
+    context: Context, components: Components, attributes: tuple[AttributeForm, ...]
 ) -> tuple[dict[int, int], tuple[UnitGroup, ...]]:
-    """Number the units group by group; units with the same multiplicity at every site form a group."""
-    signature: dict[int, dict[Site, int]] = {}
-    for site, labels in space.sites.items():
-        for u in _components(labels, unit_of):
-            if u >= 0:
-                signature.setdefault(u, {}).setdefault(site, 0)
-                signature[u][site] += 1
-    makers: dict[int, list[str]] = {}
-    for module, _, components in produced:
-        for u in dict.fromkeys(components):
-            if u in read and module not in makers.setdefault(u, []):
-                makers[u].append(module)
+    """Number the units group by group; units that count equally often at every site and attribute form a group."""
+    signature: dict[int, list[tuple[int, int]]] = {}
+    for i, labels in enumerate(context.space.sites.values()):
+        for u, count in _counted(components.of(labels)):
+            signature.setdefault(u, []).append((i, count))
+    for i, found in enumerate(attributes):
+        for u, count in zip(found.form.units, found.form.multiplicity):
+            signature.setdefault(u, []).append((-1 - i, count))
+    read: set[int] = set()
     takers: dict[int, list[str]] = {}
-    for edge, columns in zip(context.edges, reads, strict=True):
-        for u in dict.fromkeys(columns):
+    for edge in context.edges:
+        for u, _ in _counted(components.of(edge.labels)):
+            read.add(u)
             if edge.module not in takers.setdefault(u, []):
                 takers[u].append(edge.module)
-    members: dict[tuple[tuple[Site, int], ...], list[int]] = {}
+    makers: dict[int, list[str]] = {}
+    for module, site in context.producers:
+        for u in dict.fromkeys(components.of(context.space.sites[site]).tolist()):
+            if u in read and module not in makers.setdefault(u, []):
+                makers[u].append(module)
+    members: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for u in makers:
-        if u >= 0:
-            members.setdefault(tuple(sorted(signature[u].items())), []).append(u)
+        members.setdefault(tuple(signature[u]), []).append(u)
     numbering: dict[int, int] = {}
     groups: list[UnitGroup] = []
     names: set[str] = set()
@@ -196,15 +226,36 @@ def _number_units(
     return numbering, tuple(groups)
 
 
-def _pinned(
-    produced: list[tuple[str, Site, list[int]]], space: LabelSpace, reason_of: dict[int, str],
-    numbering: dict[int, int],
-) -> tuple[Pinned, ...]:
-    out = []
-    for module, site, components in produced:
-        labels = [(label, u) for label, u in zip(space.sites[site].tolist(), components, strict=True)
-                  if u not in numbering]
-        if labels:
-            reason = reason_of.get(labels[0][0], "nothing reads it")
-            out.append(Pinned(module, len(labels), reason))
-    return tuple(out)
+def _counted(numbers: np.ndarray) -> list[tuple[int, int]]:
+    """(component, how often) for the components that aren't pinned."""
+    units, counts = np.unique(numbers[numbers >= 0], return_counts=True)
+    return list(zip(units.tolist(), counts.tolist()))
+
+
+def _pinned(model: nn.Module, context: Context, components: Components, number: np.ndarray) -> tuple[Pinned, ...]:
+    """What can't be pruned: outputs of layers by reason, and parameters that the forward pass doesn't touch."""
+    seen: set[tuple[str, Site]] = set()
+    counts: dict[tuple[str, str], int] = {}
+    for module, site in context.producers:
+        if (module, site) in seen:
+            continue
+        seen.add((module, site))
+        labels = context.space.sites[site]
+        for label in labels[torch.from_numpy(number[components.of(labels)] < 0)].tolist():
+            key = module, components.reason(label) or "nothing reads it"
+            counts[key] = counts.get(key, 0) + 1
+    out = [Pinned(module, count, reason) for (module, reason), count in counts.items()]
+    used = {own for node in context.captured.nodes for own in _read_tensors(node, context)}
+    untouched: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if name not in used:
+            path = name.rpartition(".")[0]
+            untouched[path] = max(untouched.get(path, 1), len(parameter) if parameter.ndim else 1)
+    return (*out, *(Pinned(path, n, "the forward pass on the example doesn't use its parameters; they stay as they are")
+                    for path, n in untouched.items()))
+
+
+def _read_tensors(node: fx.Node, context: Context) -> list[str]:
+    """Names of the parameters and buffers among a node's arguments."""
+    names = (context.values.get(a.name) for a in node.all_input_nodes if a.op == "placeholder")
+    return [v.name for v in names if isinstance(v, Value) and v.name is not None]

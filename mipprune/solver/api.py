@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 
 from ..errors import BudgetError, InfeasibleError, SolverError
+from .certificate_search import certify
 from .problem import Problem
 from .registry import BACKENDS, backend_features
 from .search import Search
@@ -20,6 +21,8 @@ __all__ = ["solve"]
 FEW_UNITS = 10
 #: Longest time to find out which drop is possible when ``max_drop`` isn't, in seconds.
 EXPLAIN_SECONDS = 10.0
+#: Longest search for a certificate, in seconds.
+CERTIFY_SECONDS = 30.0
 
 
 def solve(
@@ -30,6 +33,7 @@ def solve(
     start: np.ndarray | None = None,
     seed: int = 0,
     progress: bool = False,
+    certificate: bool = False,
 ) -> Solution:
     """Choose the units to keep, and prove how good the choice is.
 
@@ -43,6 +47,8 @@ def solve(
         start: bool, shape (n,): kept units to begin with, feasible or not.
         seed: of the heuristics and of the solver's random choices.
         progress: show a line with incumbent and bound.
+        certificate: also search a proof that can be checked without a solver, see :func:`~mipprune.solver.certify`
+            (30 seconds at most, or what is left of ``time_limit``, but a second at least).
 
     Returns:
         The incumbent, feasible by :meth:`Problem.evaluate`, with the proved bound and why the search stopped.
@@ -70,7 +76,7 @@ def solve(
             termination = "interrupted"
     if search.kept is None or search.evaluation is None:
         raise _failure(search, features.name, termination)
-    return Solution(
+    solution = Solution(
         kept=search.kept,
         objective=search.objective,
         bound=min(search.bound, search.objective),
@@ -83,6 +89,9 @@ def solve(
         seconds=search.seconds,
         n_cuts=search.n_cuts,
     )
+    if not certificate:
+        return solution
+    return certify(problem, solution, time_limit=min(CERTIFY_SECONDS, max(1.0, search.remaining or CERTIFY_SECONDS)))
 
 
 def _automatic(problem: Problem) -> str:

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -14,9 +15,10 @@ from torch import nn
 
 from ..errors import PlanError
 from ..graph import UnitGraph
+from ..graph.attention_module import PrunableMultiheadAttention
 from ..records import Record, frozen_array, read_json
 
-__all__ = ["KeptUnits", "PrunePlan", "TensorCut", "ranges"]
+__all__ = ["AttributeRepair", "KeptUnits", "PrunePlan", "TensorCut", "ranges"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,6 +49,20 @@ class TensorCut(Record):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class AttributeRepair(Record):
+    """An integer attribute of a module that counts units: its dense value ``old`` becomes ``new``.
+
+    ``index`` is its place in a tuple, -1 if it isn't in one.
+    """
+
+    module: str
+    attribute: str
+    index: int
+    old: int
+    new: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class PrunePlan(Record):
     """Everything that surgery needs, and nothing else: no weights, no code.
 
@@ -54,11 +70,13 @@ class PrunePlan(Record):
         architecture: fingerprint of the dense network (names and shapes of its parameters and buffers).
         groups: the kept units, for people.
         cuts: the kept indices of every tensor that shrinks, for :meth:`apply`.
+        repairs: the integer attributes (``num_heads``, ``groups``, ...) that change with them.
     """
 
     architecture: str
     groups: tuple[KeptUnits, ...]
     cuts: tuple[TensorCut, ...]
+    repairs: tuple[AttributeRepair, ...] = ()
 
     @classmethod
     def from_mask(cls, graph: UnitGraph, kept: np.ndarray) -> Self:
@@ -78,7 +96,13 @@ class PrunePlan(Record):
             stays = np.where(units < 0, True, kept[units])
             if not stays.all():
                 cuts.append(TensorCut(tensor, dim, len(units), frozen_array(np.flatnonzero(stays), np.int64)))
-        return cls(fingerprint(graph.model), groups, tuple(cuts))
+        repairs = (
+            AttributeRepair(a.module, a.attribute, a.index, a.constant + len(a.units),
+                            a.constant + int(kept[a.units].sum()))
+            for a in graph.attributes
+        )
+        changed = tuple(r for r in repairs if r.new != r.old)
+        return cls(fingerprint(graph.model), groups, tuple(cuts), changed)
 
     @property
     def n_kept(self) -> int:
@@ -88,6 +112,34 @@ class PrunePlan(Record):
     def n_units(self) -> int:
         return sum(g.size for g in self.groups)
 
+    def kept_indices(self, tensor: str) -> dict[int, np.ndarray]:
+        """Kept indices of a parameter or buffer: dimension -> int64, ascending, in the dense network's numbering.
+
+        Dimensions that keep everything are left out, so an uncut tensor (or an unknown name) gives ``{}``.
+        """
+        return {cut.dim: cut.kept for cut in self.cuts if cut.tensor == tensor}
+
+    def cut(self, names: str | Sequence[str], tensor: torch.Tensor) -> torch.Tensor:
+        """The kept part of a ``tensor`` of the shape of the dense parameter with that name (or those tied names)."""
+        for step in self.cuts:
+            if step.tensor == names or (not isinstance(names, str) and step.tensor in names):
+                tensor = tensor.index_select(step.dim, torch.from_numpy(step.kept.copy()).to(tensor.device))
+        return tensor
+
+    def check_pruned(self, dense: nn.Module, pruned: nn.Module) -> None:
+        """Raise :class:`PlanError` unless ``pruned`` has the shapes that this plan makes of ``dense``."""
+        self._check(dense)
+        tied: dict[int, list[str]] = {}
+        tensors = {n: t for n, t in dense.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
+        for name, tensor in tensors.items():
+            tied.setdefault(id(tensor), []).append(name)
+        found = {n: tuple(t.shape) for n, t in pruned.state_dict().items() if isinstance(t, torch.Tensor)}
+        for name, tensor in tensors.items():
+            expected = tuple(self.cut(tied[id(tensor)], tensor.detach().to("meta")).shape)
+            if found.get(name) != expected:
+                raise PlanError(f"{name!r} has shape {expected} after this plan, but "
+                                f"{found.get(name, 'no tensor of that name')} in the pruned network")
+
     def apply(self, model: nn.Module) -> nn.Module:
         """A smaller copy of the dense ``model``; the model itself isn't touched.
 
@@ -96,7 +148,8 @@ class PrunePlan(Record):
         """
         self._check(model)
         small = copy.deepcopy(model)
-        tensors = dict(small.named_parameters()) | dict(small.named_buffers())
+        self._replace_attentions(small)
+        tensors = _tensors(small)
         cut: dict[int, torch.Tensor] = {}
         for step in self.cuts:
             old = tensors[step.tensor]
@@ -114,12 +167,27 @@ class PrunePlan(Record):
                 for name, buffer in module._buffers.items():
                     if buffer is not None and id(buffer) in cut:
                         module._buffers[name] = cut[id(buffer)].contiguous()
+        for repair in self.repairs:
+            _set_attribute(small, repair)
         for module in small.modules():
             _repair_attributes(module)
         return small
 
+    def _replace_attentions(self, model: nn.Module) -> None:
+        """Torch's own attention can't lose heads or channels: ours takes the place of those that are cut."""
+        cut = {step.tensor.rpartition(".")[0].removesuffix(".out_proj") for step in self.cuts}
+        for path, module in list(model.named_modules()):
+            if path in cut and PrunableMultiheadAttention.supports(module):
+                assert isinstance(module, nn.MultiheadAttention)
+                model.set_submodule(path, PrunableMultiheadAttention(module))
+
     def _check(self, model: nn.Module) -> None:
-        shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        modules = dict(model.named_modules(remove_duplicate=False))
+        for repair in self.repairs:
+            if _get_attribute(modules.get(repair.module), repair) != repair.old:
+                raise PlanError(f"the plan was made for a model whose {repair.module}.{repair.attribute} is "
+                                f"{repair.old}; apply the plan to the dense model")
+        shapes = {name: tuple(t.shape) for name, t in _tensors(model).items()}
         for step in self.cuts:
             if step.tensor not in shapes:
                 raise PlanError(f"the plan cuts {step.tensor!r}, which {type(model).__name__} doesn't have; "
@@ -161,26 +229,56 @@ class PrunePlan(Record):
         return "\n".join(lines)
 
 
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers under all their names, also what ``state_dict`` leaves out."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+
+
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over the names, shapes and dtypes of all parameters and buffers."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    tensors = {name: t for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {'f' if tensor.is_floating_point() else 'i'}\n".encode())
     return digest.hexdigest()
+
+
+def _get_attribute(module: nn.Module | None, repair: AttributeRepair) -> object:
+    value = getattr(module, repair.attribute, None)
+    if repair.index < 0 or not isinstance(value, (tuple, list)):
+        return value
+    return value[repair.index] if repair.index < len(value) else None
+
+
+def _set_attribute(model: nn.Module, repair: AttributeRepair) -> None:
+    module = model.get_submodule(repair.module)
+    value: object = repair.new
+    if repair.index >= 0:
+        old = getattr(module, repair.attribute)
+        value = type(old)([*old[: repair.index], repair.new, *old[repair.index + 1 :]])
+    setattr(module, repair.attribute, value)
 
 
 def _repair_attributes(module: nn.Module) -> None:
     """Make the numbers that a module keeps beside its weights agree with their new shapes."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.modules.conv._ConvNd):
-        depthwise = module.groups > 1 and module.groups == module.in_channels
-        module.out_channels = module.weight.shape[0]
-        if depthwise:
-            module.in_channels = module.groups = module.weight.shape[0]
-        else:
-            module.in_channels = module.weight.shape[1] * module.groups
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        first, second = module.weight.shape[0], module.weight.shape[1] * module.groups
+        module.out_channels, module.in_channels = (second, first) if module.transposed else (first, second)
+    elif isinstance(module, nn.RNNBase):
+        weights = dict(module.named_parameters())
+        module.input_size, module.hidden_size = (int(weights[f"weight_{k}_l0"].shape[1]) for k in ("ih", "hh"))
+        module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+    elif isinstance(module, PrunableMultiheadAttention):
+        module.embed_dim = module.out_proj.weight.shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        if module.weight is not None:
+            module.num_channels = len(module.weight)
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
         vectors = [v for v in (module.weight, module.running_mean) if v is not None]
         if vectors:
             module.num_features = len(vectors[0])

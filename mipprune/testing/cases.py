@@ -21,6 +21,7 @@ class NetworkCase:
         shape: shape of one input sample.
         groups: sizes of its prunable groups, in execution order.
         zero_stays_zero: a unit whose making is zeroed hands 0 to its readers (not so behind a sigmoid).
+        vocabulary: inputs are this many token numbers, instead of real numbers.
     """
 
     name: str
@@ -28,6 +29,7 @@ class NetworkCase:
     shape: tuple[int, ...]
     groups: tuple[int, ...]
     zero_stays_zero: bool = True
+    vocabulary: int = 0
 
     def build(self, seed: int = 0) -> nn.Module:
         """The network with seeded weights, batch-norm statistics away from their defaults, in evaluation mode."""
@@ -45,7 +47,10 @@ class NetworkCase:
         return model
 
     def inputs(self, n: int = 6, seed: int = 0) -> torch.Tensor:
-        return torch.randn(n, *self.shape, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        if self.vocabulary:
+            return torch.randint(0, self.vocabulary, (n, *self.shape), generator=generator)
+        return torch.randn(n, *self.shape, generator=generator)
 
 
 class Residual(nn.Module):
@@ -168,6 +173,6 @@ NETWORKS = (
     NetworkCase("residual_mlp", ResidualMLP, (5,), (7,), zero_stays_zero=False),
     NetworkCase("branches", Branches, (2, 6, 6), (4, 3, 5, 6)),
     NetworkCase("depthwise", Depthwise, (1, 6, 6), (5, 6)),
-    NetworkCase("feed_forward", FeedForward, (5, 4), (9,)),
+    NetworkCase("feed_forward", FeedForward, (5, 4), (6, 9)),
     NetworkCase("tied", _tied, (4,), (5,)),
 )

@@ -1,0 +1,242 @@
+"""Sizes that change when units leave: which attributes have to be repaired, and what has to be pinned instead.
+
+Every integer that an operation takes as a size must, after surgery, be the number of entries kept along some
+dimension.  That number is a *form*: a constant plus how many units are kept, each with a multiplicity.  Where the
+integer came from an attribute of a module (``num_heads``), the attribute gets that form; where it was computed from
+attributes and sizes of tensors, the computation is done on forms; where it is written down in the code, or an
+attribute would have to be two things at once, the units are pinned with the reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from .context import Context, SizeUse
+from .labels import Components
+from .sizes import AttributeSize, Expression, SizeProduct, TensorSize
+
+__all__ = ["AttributeForm", "Form", "resolve_sizes"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """``constant + sum_u multiplicity_u [unit u is kept]``; units are component numbers, sorted."""
+
+    constant: int
+    units: tuple[int, ...] = ()
+    multiplicity: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, labels: torch.Tensor, components: Components) -> Form:
+        """How many entries of a dimension with these ``labels`` are kept."""
+        numbers = components.of(labels)
+        units, counts = np.unique(numbers[numbers >= 0], return_counts=True)
+        return cls(int((numbers < 0).sum()), tuple(units.tolist()), tuple(counts.tolist()))
+
+    @property
+    def is_constant(self) -> bool:
+        return not self.units
+
+    @property
+    def dense(self) -> int:
+        """Value when everything is kept."""
+        return self.constant + sum(self.multiplicity)
+
+    def scaled(self, factor: int) -> Form:
+        if factor == 0:
+            return Form(0)
+        return Form(self.constant * factor, self.units, tuple(m * factor for m in self.multiplicity))
+
+    def divided(self, by: int) -> Form | None:
+        """The form divided by a number, where that is exact whatever is kept."""
+        if by == 0 or any(m % by for m in (self.constant, *self.multiplicity)):
+            return None
+        return Form(self.constant // by, self.units, tuple(m // by for m in self.multiplicity))
+
+    def plus(self, other: Form, sign: int = 1) -> Form:
+        total = dict(zip(self.units, self.multiplicity))
+        for unit, m in zip(other.units, other.multiplicity):
+            total[unit] = total.get(unit, 0) + sign * m
+        units = tuple(sorted(u for u, m in total.items() if m))
+        return Form(self.constant + sign * other.constant, units, tuple(total[u] for u in units))
+
+
+@dataclasses.dataclass(frozen=True)
+class AttributeForm:
+    """An integer attribute of a module that follows the kept units."""
+
+    attribute: AttributeSize
+    form: Form
+
+
+def resolve_sizes(context: Context) -> tuple[Components, tuple[AttributeForm, ...]]:
+    """Settle all sizes, pinning where that is impossible; every round pins something, so it ends."""
+    fixed: dict[AttributeSize, str] = {}
+    while True:
+        components = context.space.components()
+        known, trouble = _Round(context, components, fixed).settle()
+        trouble = [(labels, why) for labels, why in trouble if (components.of(labels) >= 0).any()]
+        if not trouble:
+            forms = tuple(AttributeForm(a, f) for a, f in known.items() if not f.is_constant)
+            return components, forms
+        for labels, reason in trouble:
+            context.space.pin(labels, reason)
+
+
+class _Round:
+    """One pass over all sizes with the components as they are."""
+
+    def __init__(self, context: Context, components: Components, fixed: dict[AttributeSize, str]) -> None:
+        self.context = context
+        self.components = components
+        self.fixed = fixed
+        self.known: dict[AttributeSize, Form] = {}
+        self.trouble: list[tuple[torch.Tensor, str]] = []
+
+    def settle(self) -> tuple[dict[AttributeSize, Form], list[tuple[torch.Tensor, str]]]:
+        uses = [(use, Form.of(use.labels, self.components)) for use in self.context.sizes]
+        direct = [(u, f) for u, f in uses if isinstance(u.origin, AttributeSize)]
+        derived = [(u, f) for u, f in uses if not isinstance(u.origin, AttributeSize)]
+        for use, form in direct:
+            self._attribute(use, form)
+        for use, form in derived:
+            if not self._agrees(use, form):
+                self._solve(use, form)
+        for use, form in derived:  # attributes found on the way may speak against sizes settled before
+            if not self._agrees(use, form):
+                self._reject(use, form)
+        self._numbers()
+        return self.known, self.trouble
+
+    def _attribute(self, use: SizeUse, form: Form) -> None:
+        attribute = use.origin
+        assert isinstance(attribute, AttributeSize)
+        if attribute in self.fixed and not form.is_constant:
+            self.trouble.append((use.labels, self.fixed[attribute]))
+            return
+        if self.known.setdefault(attribute, form) != form:
+            reason = f"attribute {attribute} would have to take two values after pruning (at {use.where})"
+            self.fixed[attribute] = reason
+            self.trouble += [(u.labels, reason) for u in self.context.sizes
+                             if u.origin == attribute and not Form.of(u.labels, self.components).is_constant]
+
+    def _agrees(self, use: SizeUse, form: Form) -> bool:
+        value = self._evaluate(use.origin)
+        return form.is_constant if value is None else form == value
+
+    def _solve(self, use: SizeUse, form: Form) -> None:
+        """Give an attribute that occurs in the expression the value that makes it right, if there is one."""
+        candidates = [a for a in _leaves(use.origin) if isinstance(a, AttributeSize)
+                      and a not in self.known and a not in self.fixed]
+        found = []
+        for attribute in dict.fromkeys(candidates):
+            solved = self._invert(use.origin, form, attribute)
+            if solved is not None:
+                found.append((max(solved.multiplicity, default=0), attribute, solved))
+        if found:
+            _, attribute, solved = min(found, key=lambda item: item[0])
+            self.known[attribute] = solved
+        else:
+            self._reject(use, form)
+
+    def _invert(self, expression: Expression, wanted: Form, unknown: AttributeSize) -> Form | None:
+        """The form of ``unknown`` that makes ``expression`` equal to ``wanted``."""
+        if expression == unknown:
+            return wanted
+        if not isinstance(expression, SizeProduct):
+            return None
+        inside = unknown in _leaves(expression.left)
+        if inside == (unknown in _leaves(expression.right)):
+            return None  # on neither side, or on both
+        branch, other = (expression.left, expression.right) if inside else (expression.right, expression.left)
+        value = self._evaluate(other)
+        if value is None:
+            return None
+        target: Form | None = None
+        if expression.operation == "*":
+            target = wanted.divided(value.constant) if value.is_constant else None
+        elif expression.operation == "+":
+            target = wanted.plus(value, -1)
+        elif expression.operation == "-":
+            target = wanted.plus(value) if inside else value.plus(wanted, -1)
+        elif inside and value.is_constant:
+            target = wanted.scaled(value.constant)
+        return None if target is None else self._invert(branch, target, unknown)
+
+    def _evaluate(self, expression: Expression) -> Form | None:
+        """The expression after surgery as a form; ``None`` when it isn't one, or isn't known."""
+        if isinstance(expression, int):
+            return Form(expression)
+        if isinstance(expression, AttributeSize):
+            return self.known.get(expression) or Form(self.context.attribute_value(expression))
+        if isinstance(expression, TensorSize):
+            return self._tensor_size(expression)
+        left, right = self._evaluate(expression.left), self._evaluate(expression.right)
+        if left is None or right is None:
+            return None
+        return _combine(expression.operation, left, right)
+
+    def _tensor_size(self, size: TensorSize) -> Form | None:
+        labels = self.context.labels_of(size)
+        return None if labels is None else Form.of(labels, self.components)
+
+    def _reject(self, use: SizeUse, form: Form) -> None:
+        """Pin what the size depends on: the entries it should count, and those it was computed from."""
+        if isinstance(use.origin, int):
+            reason = f"the literal size {use.origin} is written in the code; use -1, a size taken from the tensor, " \
+                     f"or an attribute ({use.where})"
+        else:
+            reason = f"a size computed from {_text(use.origin)} would be wrong after pruning ({use.where})"
+        self.trouble.append((use.labels, reason))
+        if form.is_constant or not isinstance(use.origin, int):
+            self._pin_leaves(use.origin, reason)
+
+    def _pin_leaves(self, expression: Expression, reason: str) -> None:
+        for leaf in _leaves(expression):
+            if isinstance(leaf, TensorSize):
+                labels = self.context.labels_of(leaf)
+                if labels is not None and not Form.of(labels, self.components).is_constant:
+                    self.trouble.append((labels, reason))
+            elif isinstance(leaf, AttributeSize) and not self.known.get(leaf, Form(0)).is_constant:
+                self.fixed[leaf] = reason
+                self.trouble += [(u.labels, reason) for u in self.context.sizes if leaf in _leaves(u.origin)]
+
+    def _numbers(self) -> None:
+        """Sizes that also enter the computation as numbers (a scale, a divisor) must stay."""
+        for expression in self.context.captured.numeric:
+            form = self._evaluate(expression)
+            if form is None or not form.is_constant:
+                reason = f"{_text(expression)} is also used as a number in the computation, not only as a size"
+                self._pin_leaves(expression, reason)
+
+
+def _combine(operation: str, left: Form, right: Form) -> Form | None:
+    if operation == "+":
+        return left.plus(right)
+    if operation == "-":
+        return left.plus(right, -1)
+    if operation == "*":
+        if right.is_constant:
+            return left.scaled(right.constant)
+        return right.scaled(left.constant) if left.is_constant else None
+    if right.is_constant:
+        return Form(left.constant // right.constant) if left.is_constant else left.divided(right.constant)
+    whole, rest = divmod(left.dense, right.dense)  # proportional forms have a constant ratio
+    return Form(whole) if rest == 0 and right.scaled(whole) == left else None
+
+
+def _leaves(expression: Expression) -> list[AttributeSize | TensorSize]:
+    if isinstance(expression, SizeProduct):
+        return _leaves(expression.left) + _leaves(expression.right)
+    return [] if isinstance(expression, int) else [expression]
+
+
+def _text(expression: Expression) -> str:
+    if isinstance(expression, SizeProduct):
+        return f"{_text(expression.left)} {expression.operation} {_text(expression.right)}"
+    if isinstance(expression, TensorSize):
+        return f"dimension {expression.dim} of a tensor"
+    return f"{expression}"

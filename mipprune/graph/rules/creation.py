@@ -1,0 +1,39 @@
+"""New tensors, and operations whose results hold no units."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..context import Context, Labels, Value
+from ..registry import opaque, register_rule
+from .elementwise import names
+
+register_rule(*names(
+    "arange", "eye", "linspace", "scalar_tensor", "tril", "triu", "tril_indices", "triu_indices", "one_hot", "diff",
+    "bucketize", "searchsorted", "meshgrid", "isin", "diagonal", "nonzero", "masked_select", "item", "detach_copy",
+    "_local_scalar_dense", "cdist", "outer", "scatter", "index_put", "index_add", "index_fill", "hann_window",
+    "bernoulli", "multinomial",
+))(opaque)
+
+
+@register_rule(*names("zeros", "ones", "full", "empty", "rand", "randn"))
+def _filled(c: Context, sizes: Any, *_: Any, **__: Any) -> Labels:
+    return _sized(c, 0)
+
+
+@register_rule(*names("new_zeros", "new_ones", "new_full", "new_empty"))
+def _filled_like(c: Context, x: Value, sizes: Any, *_: Any, **__: Any) -> Labels:
+    return _sized(c, 1)
+
+
+def _sized(c: Context, argument: int) -> Labels:
+    """A size taken from an attribute or a tensor can follow the units: the last such dimension carries labels."""
+    shape = c.shape
+    for item in reversed(range(len(shape))):
+        origin = c.origin(argument, item)
+        if origin is None or isinstance(origin, int) or shape[item] < 2:
+            continue
+        labels = c.space.fresh(shape[item])
+        c.size(labels, argument, item)
+        return c.spread(labels, item, shape)
+    return c.zeros()

@@ -1,0 +1,10 @@
+"""Architectures as people have them, tiny and randomly initialised: every one passes the same checks."""
+
+from ..cases import NetworkCase
+from .convolutional import CONVOLUTIONAL
+from .huggingface import HUGGING_FACE
+from .sequence import SEQUENCE
+
+ARCHITECTURES: tuple[NetworkCase, ...] = (*CONVOLUTIONAL, *SEQUENCE)
+
+__all__ = ["ARCHITECTURES", "CONVOLUTIONAL", "HUGGING_FACE", "SEQUENCE"]
