@@ -75,7 +75,7 @@ class _Sizes:
         self.oracle = oracle_of(problem.surrogate, self.base, self.free)
         m = len(self.free)
         counts = (int(problem.most[0]) - np.arange(m + 1))[:, None]
-        allowed = counts[:, 0] >= problem.min_keep[0]
+        allowed = problem.count_violations(counts) == 0
         for resource, limit in problem.budgets.items():
             allowed &= costs_of(problem.costs[resource], counts) <= limit
         minimised = problem.objective == "drop"
