@@ -7,5 +7,5 @@ from .plan import AttributeRepair, KeptUnits, PrunePlan, TensorCut
 from .repair import recalibrate_batch_norm
 from .verify import Verification, verify
 
-__all__ = ["AttributeRepair", "ConfigChange", "KeptUnits", "PrunePlan", "TensorCut", "Verification", "load", "load_plan",
-           "recalibrate_batch_norm", "save", "sync_config", "transfer_optimizer", "verify"]
+__all__ = ["AttributeRepair", "ConfigChange", "KeptUnits", "PrunePlan", "TensorCut", "Verification", "load",
+           "load_plan", "recalibrate_batch_norm", "save", "sync_config", "transfer_optimizer", "verify"]
