@@ -66,8 +66,8 @@ def prune(
         model: the trained network, in evaluation mode; neither changed nor kept.
         data: calibration data the network classifies: ``(inputs, targets)``, a ``Dataset`` or an iterable of batches.
         budget: ``Macs(0.5)``, ``Params(0.3)``, ``Units(0.4)``, ``Latency(0.6)`` or several of them, all to be met.
-            Latency is measured again on the pruned network; where the table was wrong, the limit is tightened and the
-            problem solved again, at most twice, and the report says what was reached.
+            Latency is measured again on the pruned network; where the table was wrong, the problem is solved again
+            under another limit, at most three times, and the report says what was reached.
         tolerance: ``LossIncrease(nats)``: the pruned, repaired network's mean cross-entropy on the calibration data
             exceeds the dense one's by at most that; exactly one of ``budget`` and ``tolerance`` is given.
         minimize: with a tolerance, what is made small: ``"units"``, ``"params"`` or ``"macs"``.
