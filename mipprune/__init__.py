@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING
 from .lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from . import curvature, errors, estimate, game, graph, solver, study, surgery, surrogates, testing
+    from . import (
+        bounds,
+        curvature,
+        errors,
+        estimate,
+        game,
+        graph,
+        latency,
+        relu,
+        solver,
+        study,
+        surgery,
+        surrogates,
+        testing,
+    )
     from .costs import BilinearCost, CostModel
     from .curvature import expand_gates, fit_linear_head
     from .errors import MipPruneError
@@ -30,16 +44,18 @@ if TYPE_CHECKING:
     )
     from .game import Game, LayerGame, TableGame
     from .graph import UnitGraph, trace
-    from .pruning import LossIncrease, Macs, Params, PruneResult, Units, prune
+    from .latency import LatencyTable, compare_latency, measure_latency
+    from .pruning import Latency, LossIncrease, Macs, Params, PruneResult, Units, prune
+    from .repair import recalibrate_batch_norm
     from .solver import Problem, Solution, solve
     from .study import compare
-    from .surgery import PrunePlan, load, recalibrate_batch_norm, save, verify
+    from .surgery import PrunePlan, load, save, transfer_optimizer, verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "solver": "", "surgery": "",
-    "study": "", "surrogates": "", "testing": "",
+    "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "bounds": "", "solver": "",
+    "surgery": "", "latency": "", "relu": "", "study": "", "surrogates": "", "testing": "",
     "BilinearCost": "costs", "CostModel": "costs",
     "MipPruneError": "errors",
     "UnitGraph": "graph", "trace": "graph",
@@ -50,12 +66,14 @@ _HOMES = {
     "k_partial": "estimate",
     "oracle_comparison": "estimate", "oracle_sets": "estimate", "shapley_pruning_ranks": "estimate",
     "expand_gates": "curvature", "fit_linear_head": "curvature",
+    "LatencyTable": "latency", "compare_latency": "latency", "measure_latency": "latency",
     "Problem": "solver", "Solution": "solver", "solve": "solver",
-    "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
+    "Latency": "pruning", "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning",
+    "PruneResult": "pruning", "Units": "pruning",
     "prune": "pruning",
+    "recalibrate_batch_norm": "repair",
     "compare": "study",
-    "PrunePlan": "surgery", "load": "surgery", "recalibrate_batch_norm": "surgery", "save": "surgery",
-    "verify": "surgery",
+    "PrunePlan": "surgery", "load": "surgery", "save": "surgery", "transfer_optimizer": "surgery", "verify": "surgery",
 }
 __getattr__ = lazy_attributes(__name__, _HOMES)
 __all__ = [
@@ -65,9 +83,12 @@ __all__ = [
     "game",
     "estimate",
     "curvature",
+    "bounds",
     "solver",
     "study",
     "surgery",
+    "relu",
+    "latency",
     "surrogates",
     "testing",
     "BilinearCost",
@@ -93,9 +114,13 @@ __all__ = [
     "shapley_pruning_ranks",
     "expand_gates",
     "fit_linear_head",
+    "LatencyTable",
+    "compare_latency",
+    "measure_latency",
     "Problem",
     "Solution",
     "solve",
+    "Latency",
     "LossIncrease",
     "Macs",
     "Params",
@@ -107,5 +132,6 @@ __all__ = [
     "load",
     "recalibrate_batch_norm",
     "save",
+    "transfer_optimizer",
     "verify",
 ]

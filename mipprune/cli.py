@@ -60,7 +60,7 @@ app = typer.Typer(
 )
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="What to prune, on which data, how far.")]
-PrunedFile = Annotated[Path, typer.Argument(metavar="PRUNED.safetensors", help="What `run` wrote.")]
+VerifiedFile = Annotated[Path, typer.Argument(metavar="FILE", help="PRUNED.safetensors or a certificate (.json).")]
 PlanFile = Annotated[Path, typer.Argument(metavar="FILE", help="A plan (.json) or a pruned network (.safetensors).")]
 
 
@@ -135,10 +135,48 @@ def inspect(
 
 @app.command()
 def verify(
-    pruned: PrunedFile,
-    config_file: Annotated[Path, typer.Option("--config", metavar="CONFIG.toml", help="The run's configuration.")],
+    file: VerifiedFile,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", metavar="CONFIG.toml", help="The run's configuration, for a network.")
+    ] = None,
+    problem: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="For a certificate: the problem that it has to be about.")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="For a certificate: exact arithmetic, slower.")] = False,
 ) -> None:
-    """Check a pruned network against its dense original: plan, surgery and stored weights; leave with 0 if all hold."""
+    """Check a pruned network against its dense original, or a certificate's bound; leave with 0 if all holds."""
+    if config_file is None and file.suffix == ".safetensors":
+        raise typer.BadParameter("a pruned network is checked against its run: give --config CONFIG.toml")
+    if config_file is None:
+        _verify_certificate(file, problem, exact)
+    elif exact or problem is not None:
+        raise typer.BadParameter("--exact and --problem are for certificates, --config is for networks")
+    else:
+        _verify_network(file, config_file)
+
+
+def _verify_certificate(file: Path, problem_file: Path | None, exact: bool) -> None:
+    from .solver import check_certificate, load_certificate, load_problem
+
+    problem, certificate = load_certificate(file)
+    if problem_file is not None:
+        problem = load_problem(problem_file)
+    report = check_certificate(problem, certificate, exact=exact)
+    how = "exact rational arithmetic" if exact else "float64 with error bounds"
+    trust = "" if report.proves else "; the tangents of this surrogate class were taken as given"
+    console = Console()
+    for line in (
+        f"the incumbent keeps {int(certificate.kept.sum())} of {problem.n_units} units, is feasible and costs "
+        f"{report.objective:.10g} in {problem.objective}",
+        f"no feasible selection costs less than {report.bound:.10g} ({how}, {report.n_leaves} leaves, "
+        f"{report.n_points} tangent points{trust})",
+        f"problem {problem.digest}",
+    ):
+        console.print(f"[green]ok[/green] {line}", highlight=False, soft_wrap=True)
+
+
+def _verify_network(pruned: Path, config_file: Path) -> None:
+    """Plan, surgery and stored weights of a pruned network."""
     from .config import load_config
     from .pruning.measure import measure
     from .pruning.pipeline import prepare  # the very split that ``prune`` makes
@@ -179,8 +217,9 @@ def _keywords(section: PruneSection) -> dict[str, Any]:
     if section.tolerance is not None:
         arguments["tolerance"] = mp.LossIncrease(section.tolerance)
     if section.budget is not None:
-        ratios = [(mp.Macs, section.budget.macs), (mp.Params, section.budget.params), (mp.Units, section.budget.units)]
-        arguments["budget"] = [kind(ratio) for kind, ratio in ratios if ratio is not None] or None
+        kinds = {"macs": mp.Macs, "params": mp.Params, "units": mp.Units, "latency": mp.Latency}
+        ratios = dataclasses.asdict(section.budget)
+        arguments["budget"] = [kinds[name](ratio) for name, ratio in ratios.items() if ratio is not None] or None
     return arguments
 
 

@@ -81,6 +81,7 @@ class BudgetSection:
     macs: Ratio | None = None
     params: Ratio | None = None
     units: Ratio | None = None
+    latency: Ratio | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,7 @@ class PruneSection:
     layers: tuple[str, ...] | None = None
     pin: tuple[str, ...] = ()
     min_keep: Annotated[int, _POSITIVE] = 1
+    multiple: Annotated[int, _POSITIVE] = 1
     surrogate: Literal["quadratic", "additive", "head"] = "quadratic"
     stages: Annotated[int, _POSITIVE] | None = None
     repair: tuple[Literal["bn"], ...] = ("bn",)
@@ -160,7 +162,8 @@ def load_config(path: str | os.PathLike[str]) -> RunConfig:
     read = {name: _section(kind, content.get(name, {}), path, name) for name, kind in sections.items()}
     config = RunConfig(path, **read)
     wanted = config.prune
-    given = [r for r in ("macs", "params", "units") if wanted.budget and getattr(wanted.budget, r) is not None]
+    shares = dataclasses.asdict(wanted.budget) if wanted.budget else {}
+    given = [resource for resource, share in shares.items() if share is not None]
     if bool(given) == (wanted.tolerance is not None):
         found = "both" if given else "neither"
         raise ConfigError(f"{path}: [prune] needs exactly one of 'budget' (for example budget = {{ macs = 0.5 }}) and "

@@ -61,9 +61,17 @@ class PlanError(MipPruneError, ValueError):
     """A prune plan that is corrupt, or was made for another architecture."""
 
 
+class OptimizerError(MipPruneError, ValueError):
+    """An optimizer whose state can't be carried over to the smaller network."""
+
+
 class VerificationError(MipPruneError):
     """The pruned model does not compute what the masked model computes."""
 
 
 class ConfigError(MipPruneError, ValueError):
     """A configuration file with an unknown key, a wrong type or a name that can't be imported."""
+
+
+class CertificateError(MipPruneError, ValueError):
+    """A certificate that is corrupt, speaks about another problem, or doesn't prove what it claims."""

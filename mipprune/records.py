@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import tempfile
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -16,7 +18,7 @@ import numpy as np
 
 _R = TypeVar("_R", bound="Record")
 
-__all__ = ["Record", "frozen_array", "read_json", "write_bytes_atomic", "write_json_atomic"]
+__all__ = ["Record", "digest_of", "frozen_array", "read_json", "write_bytes_atomic", "write_json_atomic"]
 
 
 def frozen_array(values: Any, dtype: Any = np.float64) -> np.ndarray:
@@ -120,6 +122,44 @@ def _decode(value: Any, hint: Any) -> Any:
     if hint is float:
         return float(value)
     return value
+
+
+def digest_of(record: Record) -> str:
+    """SHA-256 of a record's content, hexadecimal: names, types and values of all fields, arrays byte by byte.
+
+    Two records with the same digest are equal; it doesn't depend on the machine, the process or the file format.
+    """
+    sink = hashlib.sha256()
+    _feed(sink.update, record)
+    return sink.hexdigest()
+
+
+def _feed(update: Callable[[bytes], object], value: Any) -> None:
+    """Every value as its kind, its length where it has one, and its content, so that no two run together."""
+    if isinstance(value, Record):
+        update(f"record {type(value).__name__} {len(dataclasses.fields(value))};".encode())
+        for field in dataclasses.fields(value):
+            update(f"{field.name}=".encode())
+            _feed(update, getattr(value, field.name))
+    elif isinstance(value, np.ndarray):
+        update(f"array {value.dtype.str.lstrip('<>=|')} {value.shape};".encode())
+        update(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<")).tobytes())
+    elif isinstance(value, (list, tuple)):
+        update(f"sequence {len(value)};".encode())
+        for item in value:
+            _feed(update, item)
+    elif isinstance(value, dict):
+        update(f"dict {len(value)};".encode())
+        for key in sorted(value):
+            _feed(update, key)
+            _feed(update, value[key])
+    else:
+        text = json.dumps(_encode(value)).encode()  # None, bools, numbers, strings
+        update(f"{type(_plain(value)).__name__} {len(text)};".encode() + text)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def write_bytes_atomic(path: str | os.PathLike[str], payload: bytes) -> None:

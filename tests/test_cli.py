@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -550,6 +551,27 @@ def test_verify_refuses_another_network(finished: Place, place: Place) -> None:
     is_refused(invoke("verify", pruned, "--config", wide), "0.bias", "24 entries", "apply the plan to the dense model")
     is_refused(invoke("verify", finished.out / "run.plan.json", "--config", place.config()), "without weights")
     is_refused(invoke("verify", place.folder / "none.safetensors", "--config", place.config()), "no such file")
+
+
+def test_verify_derives_a_certificates_bound(tmp_path: Path) -> None:
+    problem = mp.Problem.minimize_units(mp.surrogates.Additive(np.array([0.1, 0.2, 0.3, 0.9])), max_drop=0.35)
+    other = mp.Problem.minimize_units(mp.surrogates.Additive(np.array([0.1, 0.2, 0.3, 0.9])), max_drop=0.3)
+    file, stored = tmp_path / "c.json", tmp_path / "p.npz"
+    certificate = mp.solve(problem, certificate=True).certificate
+    assert certificate is not None
+    mp.solver.save_certificate(file, problem, certificate)
+    mp.solver.save_problem(stored, problem)
+    for options in ((), ("--exact",), ("--problem", stored)):
+        result = invoke("verify", file, *options)
+        assert result.exit_code == 0, result.output
+        assert "no feasible selection costs less than 2" in result.output
+        assert problem.digest in result.output
+    mp.solver.save_problem(stored, other)
+    is_refused(invoke("verify", file, "--problem", stored), "another problem")
+    file.write_text(file.read_text().replace('"bound": 2.0', '"bound": 3.0'))
+    is_refused(invoke("verify", file), "its seal doesn't fit")
+    assert invoke("verify", tmp_path / "run.safetensors").exit_code == 2  # a network without its configuration
+    assert invoke("verify", file, "--exact", "--config", file).exit_code == 2
 
 
 def test_verify_sees_what_was_changed(finished: Place, place: Place) -> None:

@@ -138,7 +138,7 @@ def test_unknown_op_names_module_op_and_line() -> None:
 
 def test_a_rule_can_be_added() -> None:
     from mipprune.graph import Context, Value, register_rule
-    from mipprune.graph.context import RULES
+    from mipprune.graph.registry import RULES
 
     @register_rule("aten.erfinv.default")
     def keep(context: Context, x: Value) -> torch.Tensor:

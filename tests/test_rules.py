@@ -179,6 +179,11 @@ PINNED: dict[str, tuple[Net, str]] = {
         net(lambda m, x: m.out(F.scaled_dot_product_attention(tokens(m, x), tokens(m, x), torch.ones(
             1, 3, 12, dtype=x.dtype).expand(x.shape[0], -1, -1)).sum(1))), "scale"),
     "a buffer of noise": (net(lambda m, x: m.out(m.inp(x) + torch.arange(12.0, dtype=x.dtype))), "aren't units"),
+    "a weight that is also looked at": (
+        net(lambda m, x: m.out(m.inp(x)) * m.inp.weight.amax(0).sum()), "also read in a way"),
+    "a weight that is also a table": (
+        net(lambda m, x: m.out(m.inp(x) * F.embedding(torch.zeros(1, dtype=torch.int64), m.inp.weight).sum())),
+        "also read in a way"),
     "units along two dimensions": (net(lambda m, x: m.out((m.inp(x)[:, :, None] * m.side(x)[:, None]).sum(1))),
                                    "different dimensions"),
 }

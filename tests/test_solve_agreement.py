@@ -12,54 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mipprune.costs import BilinearCost, CostModel
 from mipprune.errors import BudgetError, InfeasibleError, MissingDependencyError, SolverError
 from mipprune.solver import Problem, Solution, solve
-from mipprune.surrogates import Additive, LinearHead, Quadratic, Surrogate
+from mipprune.surrogates import Additive, LinearHead, Quadratic
+from mipprune.testing.problems import random_problem, random_surrogate
 
 SOLVERS = ("scip", "highs", "cbc")
-
-
-def random_surrogate(rng: np.random.Generator, n: int, kind: int) -> Surrogate:
-    if kind == 0:
-        return Additive(rng.normal(0.3, 1.0, n))
-    if kind == 1:
-        return Quadratic(rng.normal(0.1, 0.5, n), rng.normal(size=(rng.integers(1, n + 1), n)))
-    return LinearHead(rng.random((30, n)), 2 * rng.normal(size=(3, n)), np.zeros(3), rng.integers(0, 3, 30), 4)
-
-
-def random_costs(rng: np.random.Generator, n: int) -> CostModel:
-    """One to three groups with a bilinear resource, squares included."""
-    groups = int(rng.integers(1, 4))
-    cuts = np.sort(rng.choice(np.arange(1, n), groups - 1, replace=False))
-    sizes = np.diff([0, *cuts, n])
-    pairs = [(g, h) for g in range(groups) for h in range(g, groups) if rng.random() < 0.6] or [(0, 0)]
-    left, right = (np.array(side, dtype=np.int64) for side in zip(*pairs))
-    macs = BilinearCost(int(rng.integers(0, 9)), rng.integers(0, 5, groups), left, right,
-                        rng.integers(1, 6, len(pairs)))
-    none = np.zeros(0, dtype=np.int64)
-    units = BilinearCost(0, np.ones(groups, dtype=np.int64), none, none, none)
-    return CostModel(tuple(f"g{i}" for i in range(groups)), sizes.astype(np.int64), {"units": units, "macs": macs})
-
-
-def random_problem(seed: int) -> Problem:
-    """An instance with n <= 14; about one in ten is infeasible."""
-    rng = np.random.default_rng(seed)
-    n = int(rng.integers(4, 11 if seed % 5 else 15))
-    surrogate, costs = random_surrogate(rng, n, seed % 3), random_costs(rng, n)
-    dense = costs.cost("macs", costs.sizes)
-    spread = abs(surrogate.drop(np.ones(n))) + 0.1
-    pins = rng.permutation(n)
-    extra: dict[str, Any] = {"min_keep": int(rng.integers(0, 3)), "keep": pins[: rng.integers(0, 2)],
-                             "remove": pins[2 : 2 + rng.integers(0, 2)]}
-    if rng.random() < 0.3:
-        extra["forbidden"] = rng.random((3, n)) < 0.5
-    objective = ("units", "macs", "drop")[int(rng.integers(3))]
-    if objective == "drop" or rng.random() < 0.3:
-        extra["budgets"] = {"macs": dense * rng.uniform(0.5, 0.95)}
-    if objective != "drop" or rng.random() < 0.2:
-        extra["max_drop"] = float(rng.uniform(-0.1, 0.6) * spread)
-    return Problem.build(surrogate, objective, costs=costs, **extra)
 
 
 def outcome(problem: Problem, solver: str) -> Solution | None:
@@ -69,17 +27,21 @@ def outcome(problem: Problem, solver: str) -> Solution | None:
         return None
 
 
-@pytest.mark.parametrize("batch", range(12))
+#: Half of the 240 instances on every run; batches from 12 on with all surrogates, multiples and tables.
+BATCHES = [pytest.param(b, marks=pytest.mark.slow) if b % 12 >= 6 else b for b in range(24)]
+
+
+@pytest.mark.parametrize("batch", BATCHES)
 def test_all_solvers_agree_with_enumeration(batch: int) -> None:
     infeasible = 0
     for seed in range(10 * batch, 10 * batch + 10):
         try:
-            problem = random_problem(seed)
+            problem = random_problem(seed, wide=batch >= 12)
         except InfeasibleError:  # the counts alone rule everything out
             infeasible += 1
             continue
         reference = outcome(problem, "brute")
-        for solver in SOLVERS:
+        for solver in (*SOLVERS, *(("nlp",) if len(problem.costs.groups) == 1 else ())):
             found = outcome(problem, solver)
             assert (found is None) == (reference is None), (seed, solver)
             if found is None or reference is None:
@@ -100,7 +62,7 @@ def head_problem(n: int = 60, samples: int = 400) -> Problem:
     return Problem.minimize_units(surrogate, max_drop=0.05)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [*SOLVERS, "nlp"])
 def test_time_limit_keeps_incumbent_and_bound(solver: str) -> None:
     solution = solve(head_problem(), solver=solver, time_limit=0.3)
     assert solution.termination in ("time_limit", "optimal")
@@ -109,7 +71,7 @@ def test_time_limit_keeps_incumbent_and_bound(solver: str) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a POSIX signal")
-@pytest.mark.parametrize("solver", ["scip", "highs"])
+@pytest.mark.parametrize("solver", ["scip", "highs", "nlp"])
 def test_ctrl_c_returns_the_incumbent(solver: str) -> None:
     problem = head_problem(n=120, samples=1500)
     timer = threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -126,7 +88,7 @@ def test_ctrl_c_returns_the_incumbent(solver: str) -> None:
 def test_infeasible_tolerance_names_the_nearest() -> None:
     surrogate = Quadratic(np.full(5, 0.1), np.eye(5))
     problem = Problem.minimize_units(surrogate, max_drop=-1.0)
-    for solver in (*SOLVERS, "brute"):
+    for solver in (*SOLVERS, "nlp", "brute"):
         with pytest.raises(InfeasibleError, match="max_drop") as error:
             solve(problem, solver=solver)
         assert error.value.nearest == pytest.approx(0.0, abs=1e-9)

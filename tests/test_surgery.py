@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
 import mipprune as mp
 from mipprune.errors import PlanError, VerificationError
 from mipprune.game.data import LabelledData
-from mipprune.surgery import PrunePlan, load, load_plan, recalibrate_batch_norm, save, verify
+from mipprune.repair import recalibrate_batch_norm
+from mipprune.surgery import PrunePlan, load, load_plan, save, verify
 from mipprune.testing.cases import NETWORKS, NetworkCase
 from mipprune.testing.masking import kill_units, masked_model
 
@@ -169,6 +171,96 @@ def test_weights_that_do_not_fit_the_plan(tmp_path: Path) -> None:
     save(tmp_path / "dense.safetensors", model, plan)  # the dense weights under a plan that shrinks
     with pytest.raises(PlanError, match="don't fit"):
         load(tmp_path / "dense.safetensors", model)
+
+
+@cases
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_files_keep_the_dtype(case: NetworkCase, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = case.build()
+    graph = mp.trace(model, case.inputs())
+    plan = PrunePlan.from_mask(graph, masks(graph.n_units, 1, graph.costs.sizes)[0])
+    small = plan.apply(model).to(dtype)
+    save(tmp_path / "small.safetensors", small, plan)
+    again = load(tmp_path / "small.safetensors", case.build(seed=7))  # float32, as built
+    for (name, a), (other, b) in zip(small.state_dict().items(), again.state_dict().items(), strict=True):
+        assert (name, a.dtype) == (other, b.dtype)
+        assert torch.equal(a, b)
+
+
+@cases
+def test_a_dense_network_without_memory_is_enough(case: NetworkCase, tmp_path: Path) -> None:
+    model, x = case.build(), case.inputs()
+    model[0].requires_grad_(False) if isinstance(model, nn.Sequential) else None
+    graph = mp.trace(model, x)
+    plan = PrunePlan.from_mask(graph, masks(graph.n_units, 1, graph.costs.sizes)[0])
+    small = plan.apply(model)
+    save(tmp_path / "small.safetensors", small, plan)
+    again = load(tmp_path / "small.safetensors", copy.deepcopy(model).to("meta"))
+    assert torch.equal(again(x), small(x))
+    frozen = [[p.requires_grad for p in net.parameters()] for net in (small, again)]
+    assert frozen[0] == frozen[1]
+
+
+class Rotary(nn.Module):
+    """A buffer that is computed, not stored, and one that is a view of a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 5), nn.Linear(5, 2)
+        self.register_buffer("scale", torch.linspace(1, 2, 5), persistent=False)
+        self.register_buffer("first", self.a.weight.detach()[:1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(F.relu(self.a(x)) * self.scale)
+
+
+def test_buffers_that_files_do_not_hold(tmp_path: Path) -> None:
+    model, x = Rotary().eval(), torch.randn(4, 3)
+    graph = mp.trace(model, x)
+    plan = PrunePlan.from_mask(graph, np.array([True, False, True, False, True]))
+    small = plan.apply(model)
+    assert small.scale.tolist() == [1.0, 1.5, 2.0]
+    save(tmp_path / "small.safetensors", small, plan)
+    assert torch.equal(load(tmp_path / "small.safetensors", Rotary().eval())(x), small(x))
+    with pytest.raises(PlanError, match=r"\['scale'\] are computed"):
+        load(tmp_path / "small.safetensors", Rotary().to("meta"))
+
+
+class Remembers(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": 1}
+
+    def set_extra_state(self, state: object) -> None:
+        pass
+
+
+def test_state_that_is_not_a_tensor(tmp_path: Path) -> None:
+    model = nn.Sequential(Remembers(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    plan = PrunePlan.from_mask(mp.trace(model, torch.randn(1, 3)), np.array([True, True, False, True]))
+    with pytest.raises(PlanError, match="_extra_state"):
+        save(tmp_path / "small.safetensors", plan.apply(model), plan)
+    assert not list(tmp_path.iterdir())
+
+
+@cases
+def test_state_dicts_load_weights_only(case: NetworkCase, tmp_path: Path) -> None:
+    model, x = case.build(), case.inputs()
+    graph = mp.trace(model, x)
+    plan = PrunePlan.from_mask(graph, masks(graph.n_units, 1, graph.costs.sizes)[0])
+    small = plan.apply(model)
+    torch.save(small.state_dict(), tmp_path / "small.pt")
+    again = plan.apply(case.build(seed=7))
+    again.load_state_dict(torch.load(tmp_path / "small.pt", weights_only=True))
+    assert torch.equal(again(x), small(x))
+
+
+def test_kept_indices_of_a_parameter() -> None:
+    model, plan = plan_of_mlp()
+    small = plan.apply(model)
+    kept = plan.kept_indices("3.weight")
+    assert sorted(kept) == [0, 1]
+    assert torch.equal(small[3].weight, model[3].weight[torch.tensor(kept[0])][:, torch.tensor(kept[1])])
+    assert plan.kept_indices("5.bias") == plan.kept_indices("nothing") == {}
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,8 @@ from .gates import GateExpansion, expand_gates
 from .head import HeadFit, fit_linear_head
 from .hessian import CurvatureOperator, Sharpness, TopEigenvalues, hessian_top_eigenvalues, sharpness
 from .kronecker import KroneckerBlock, KroneckerFactors, kfac_factors, spectral_radius
+from .refit_curves import RefitCurve, refit_curves
 
-__all__ = ["CurvatureOperator", "GateExpansion", "HeadFit", "KroneckerBlock", "KroneckerFactors", "Sharpness",
-           "TopEigenvalues", "expand_gates", "fit_linear_head", "hessian_top_eigenvalues", "kfac_factors", "sharpness",
-           "spectral_radius"]
+__all__ = ["CurvatureOperator", "GateExpansion", "HeadFit", "KroneckerBlock", "KroneckerFactors", "RefitCurve",
+           "Sharpness", "TopEigenvalues", "expand_gates", "fit_linear_head", "hessian_top_eigenvalues", "kfac_factors",
+           "refit_curves", "sharpness", "spectral_radius"]

@@ -1,8 +1,13 @@
 """graph: which units a network has, how they are tied, what they cost, and how to run it masked."""
 
-from .context import Context, Value, register_rule
+from .context import Context, Value
+from .layers import Layer, find_layers
 from .program import Program
+from .registry import register_rule
 from .trace import trace
 from .units import AttributeSite, Pinned, UnitGraph, UnitGroup
 
-__all__ = ["AttributeSite", "Context", "Pinned", "Program", "UnitGraph", "UnitGroup", "Value", "register_rule", "trace"]
+__all__ = [
+    "AttributeSite", "Context", "Layer", "Pinned", "Program", "UnitGraph", "UnitGroup", "Value", "find_layers", "register_rule",
+    "trace",
+]

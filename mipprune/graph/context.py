@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import fx
 
-from ..errors import TraceError
 from .capture import Capture, shape_at
 from .describe import describe, module_path
 from .labels import LabelSpace, Site
 from .sizes import AttributeSize, Expression, TensorSize, integers
 
-__all__ = ["Argument", "Context", "Contraction", "Labels", "MaskEdge", "Masked", "SizeUse", "Value", "apply_rule",
-           "argument_of", "batch_dim", "opaque", "register_rule"]
+__all__ = ["Argument", "Context", "Contraction", "Labels", "MaskEdge", "Masked", "SizeUse", "Value", "argument_of",
+           "batch_dim"]
 
 Labels = torch.Tensor
 #: Runs an operation as if the units whose gate is 0 weren't there: ``masked(target, args, kwargs, gate)``.
@@ -107,9 +106,12 @@ class Context:
         self.contractions: list[Contraction] = []
         self.producers: list[tuple[str, Site]] = []
         self.sizes: list[SizeUse] = []
+        self.lengths: list[tuple[str, int, Labels]] = []  # node, which of its integers, what that integer counts
         self.values: dict[str, Any] = {}
         self.node: fx.Node = None  # type: ignore[assignment]  # set before every rule
         self._claimed: set[int] = set()
+        self._carried: dict[str, tuple[int | None, Labels]] = {}
+        self.spoken: dict[str, set[Site]] = {}
 
     # -- what the operation is ---------------------------------------------------------------------------------------
 
@@ -195,6 +197,12 @@ class Context:
 
     def _site(self, value: Value, dim: int) -> tuple[Site, Labels] | None:
         """The parameter dimension that runs along ``dim`` of ``value``, and its labels for the entries there."""
+        found = self._find_site(value, dim)
+        if found is not None:
+            self.spoken.setdefault(self.node.name, set()).add(found[0])
+        return found
+
+    def _find_site(self, value: Value, dim: int) -> tuple[Site, Labels] | None:
         dim %= value.labels.ndim
         size = value.labels.shape[dim]
         if size == 1 or value.origin is None:
@@ -296,6 +304,7 @@ class Context:
         """Integer ``item`` of argument ``argument`` is the length of a dimension with ``labels`` along it."""
         origin = self.origin(argument, item)
         self._claimed.add(self._position(argument, item))
+        self.lengths.append((self.node.name, self._position(argument, item), labels))
         if origin is not None and origin != -1:
             self.sizes.append(SizeUse(origin, labels, describe(self.node)))
 
@@ -307,9 +316,11 @@ class Context:
         """Labels along the dimension that a size was read from; ``None`` if the tensor isn't known."""
         name = self.captured.results.get((size.call, size.output))
         value = self.values.get(name) if name is not None else None
-        if not isinstance(value, Value):
+        if name is None or not isinstance(value, Value):
             return None
-        dim, labels = self.carry(value)
+        if name not in self._carried:
+            self._carried[name] = self.carry(value)
+        dim, labels = self._carried[name]
         return labels if dim == size.dim else self.zeros([value.labels.shape[size.dim]])
 
     def _position(self, argument: int, item: int) -> int:
@@ -330,52 +341,3 @@ def batch_dim(value: torch.Tensor) -> int | None:
         if not isinstance(size, int) and size.node.expr.free_symbols:
             return dim
     return None
-
-
-def opaque(c: Context, *args: Any, **_: Any) -> Any:
-    """Whatever units reach the operation are pinned; what leaves it isn't prunable."""
-    for arg in args:
-        for value in arg if isinstance(arg, (list, tuple)) else [arg]:
-            if isinstance(value, Value):
-                c.pin(value.labels, f"read by {c.node.target}, whose units can't be pruned apart")
-    outs = tuple(c.zeros(shape) for shape in c.shapes)
-    return outs[0] if len(outs) == 1 and not isinstance(c.node.meta["val"], (tuple, list)) else outs
-
-
-Rule = Callable[..., Any]
-RULES: dict[str, Rule] = {}
-
-
-def register_rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for ATen operations, such as ``"aten.relu"`` (all overloads) or ``"aten.mean.dim"`` (one).
-
-    The rule is called as ``rule(context, *args, **kwargs)`` with the operation's own arguments, tensors replaced by
-    :class:`Value`; it returns the labels of the result at batch size 1 (a tensor, or a tuple of them).  A later
-    registration wins.
-    """
-
-    def add(rule: Rule) -> Rule:
-        for name in names:
-            RULES[name] = rule
-        return rule
-
-    return add
-
-
-def apply_rule(context: Context, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Labels of ``node``'s result; without a rule a :class:`TraceError` names module, operation and source line."""
-    context.node = node
-    name = str(node.target)
-    rule = RULES.get(name) or RULES.get(name.rpartition(".")[0])
-    if rule is None and any(context.module == path or context.module.startswith(f"{path}.") for path in context.ignore):
-        rule = opaque
-    if rule is None:
-        raise TraceError(
-            f"no rule for {describe(node)}.\n"
-            f"mipprune doesn't guess what an unknown operation does to units. Either leave the module alone with "
-            f"trace(..., ignore=[{context.module!r}]), which pins whatever reaches it; or say what it does with "
-            f"@mipprune.graph.register_rule({name!r}), see docs/coverage.md."
-        )
-    result = rule(context, *args, **kwargs)
-    context.close_sizes()
-    return result

@@ -47,6 +47,8 @@ class Program:
         self.captured = captured
         self._reads: dict[str, list[_Read]] = {}
         self.n_units = 0
+        #: (node, which of its integer arguments, units along the dimension whose length it is; -1: not prunable)
+        self.lengths: list[tuple[str, int, np.ndarray]] = []
         self.batch_dims = {n.name: _batch_dims(n.meta.get("val")) for n in captured.nodes}
         self.batch_dims |= dict.fromkeys(captured.inputs, 0)
 
@@ -67,6 +69,11 @@ class Program:
         reads = self._reads.get(node.name, [])
         return reads[0] if len(reads) == 1 and reads[0].masked is None else None
 
+    def units_read(self, node: fx.Node) -> np.ndarray:
+        """Numbers of all units that ``node`` reads, whichever argument they come by."""
+        found = [read.units[read.units < self.n_units].numpy() for read in self._reads.get(node.name, ())]
+        return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+
     def reads(self, node: str, units: slice) -> bool:
         """Whether the operation ``node`` reads any unit of ``units``."""
         return any(_overlaps(read, units) for read in self._reads.get(node, ()))
@@ -84,10 +91,29 @@ class Program:
 
     def run(self, inputs: Sequence[torch.Tensor], gates: Gates | None = None) -> torch.Tensor:
         """Output of the network for ``inputs`` under ``gates`` (all on by default).  Differentiable in the gates."""
-        tensors = self._tensors()
+        tensors = self.dense_tensors()
         env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
         self._execute(self.captured.nodes, env, tensors, len(inputs[0]), gates)
         return env[self.captured.output.name]
+
+    @torch.no_grad()
+    def values(self, env: dict[str, Any], wanted: Set[str]) -> dict[str, Any]:
+        """The values of the nodes ``wanted`` for the inputs in ``env`` (node name -> tensor; used up)."""
+        batch = len(next(iter(env.values())))
+        self._execute(self._needed(self.captured.nodes, set(wanted)), env, self.dense_tensors(), batch, None, wanted)
+        return {name: env[name] for name in wanted}
+
+    @staticmethod
+    def apply(
+        node: fx.Node, env: dict[str, Any], tensors: dict[str, torch.Tensor], batch: int,
+        lengths: dict[int, int] | None = None,
+    ) -> Any:
+        """Result of one operation on the values ``env`` (node name -> value) and ``tensors``, for ``batch`` samples.
+
+        ``lengths`` replaces integer arguments by their place among them, for tensors of other sizes than the traced.
+        """
+        args, kwargs = _arguments(node, env, tensors, batch, lengths)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def activations(self, inputs: Sequence[torch.Tensor], units: slice) -> torch.Tensor:
         """What the units hand to their first reader, averaged over positions: shape (N, number of units)."""
@@ -96,7 +122,7 @@ class Program:
         source = argument_of(reader.args, read.argument).name
         env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
         nodes = self._needed(self.captured.nodes, {source})
-        self._execute(nodes, env, self._tensors(), len(inputs[0]), None, keep={source})
+        self._execute(nodes, env, self.dense_tensors(), len(inputs[0]), None, keep={source})
         features = env[source].movedim((0 if read.batch is None else read.batch, read.dim), (0, -1))
         features = features.reshape(len(inputs[0]), -1, features.shape[-1]).mean(1)
         own = (read.units >= units.start) & (read.units < units.stop)
@@ -107,7 +133,7 @@ class Program:
 
     def first_not_finite(self, inputs: Sequence[torch.Tensor], gates: Gates | None = None) -> str | None:
         """Module and operation whose result first holds NaN or infinity for ``inputs``; ``None`` if all are finite."""
-        tensors = self._tensors()
+        tensors = self.dense_tensors()
         env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
         names = {n.name for n in self.captured.nodes}
         with torch.no_grad():
@@ -126,7 +152,7 @@ class Program:
         suffix = self._suffix(units)
         first = {n.name for n in suffix}
         read = {a.name for n in suffix for a in n.all_input_nodes}
-        tensors = self._tensors()
+        tensors = self.dense_tensors()
         env: dict[str, Any] = dict(zip(self.captured.inputs, inputs, strict=True))
         before = self._needed([n for n in self.captured.nodes if n.name not in first], read)
         base = None if kept is None else torch.tensor(np.asarray(kept)).to(inputs[0].device, _gate_dtype(inputs))
@@ -135,7 +161,7 @@ class Program:
         boundary = {name: env[name] for name in read if name in env}
         return Prefix(self, suffix, boundary, tensors, units, len(inputs[0]), base)
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
+    def dense_tensors(self) -> dict[str, torch.Tensor]:
         """The model's present parameters and buffers by node name."""
         out = {}
         for node, name in self.captured.tensors.items():
@@ -180,17 +206,10 @@ class Program:
             padded = torch.cat([gates, always], -1)
         keep = keep | {self.captured.output.name}
 
-        def value(node: fx.Node) -> Any:
-            if node.name in tensors:
-                return tensors[node.name]
-            if is_integer_node(node):
-                return int_at(node.meta["val"], batch)
-            return env[node.name]
-
         for node in nodes:
             if is_integer_node(node):
                 continue
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+            args, kwargs = _arguments(node, env, tensors, batch)
             reads = self._reads.get(node.name)
             if padded is not None and reads is not None and (only is None or node.name in only):
                 env[node.name] = _masked_call(node.target, args, kwargs, padded, reads)  # type: ignore[arg-type]
@@ -199,6 +218,35 @@ class Program:
             for a in node.all_input_nodes:
                 if last[a.name] is node and a.name not in keep:
                     env.pop(a.name, None)
+
+
+def _arguments(
+    node: fx.Node, env: dict[str, Any], tensors: dict[str, torch.Tensor], batch: int,
+    lengths: dict[int, int] | None = None,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def value(node: fx.Node) -> Any:
+        if node.name in tensors:
+            return tensors[node.name]
+        if is_integer_node(node):
+            return int_at(node.meta["val"], batch)
+        return env[node.name]
+
+    given = (node.args, node.kwargs) if not lengths else _with_lengths((node.args, node.kwargs), lengths, [0])
+    return fx.node.map_arg(given, value)  # type: ignore[return-value]
+
+
+def _with_lengths(tree: Any, lengths: dict[int, int], seen: list[int]) -> Any:
+    """``tree`` with some of its integers replaced, counted in the order of :func:`~mipprune.graph.sizes.integers`."""
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_with_lengths(item, lengths, seen) for item in tree)
+    if isinstance(tree, dict):
+        return {key: _with_lengths(item, lengths, seen) for key, item in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*(_with_lengths(item, lengths, seen) for item in (tree.start, tree.stop, tree.step)))
+    if isinstance(tree, bool) or not (isinstance(tree, int) or (isinstance(tree, fx.Node) and is_integer_node(tree))):
+        return tree
+    seen[0] += 1
+    return lengths.get(seen[0] - 1, tree) if isinstance(tree, int) and tree != -1 else tree
 
 
 def _batch_dims(value: Any) -> Any:

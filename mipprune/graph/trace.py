@@ -13,10 +13,11 @@ from torch import fx, nn
 from ..errors import ModelStateError, TraceError
 from . import rules  # noqa: F401 - importing them registers them
 from .capture import Capture, capture, is_integer_node, shape_at
-from .context import Context, Value, apply_rule
+from .context import Context, Value
 from .describe import describe
-from .labels import LabelSpace
+from .labels import LabelSpace, Site
 from .program import Program
+from .registry import apply_rule
 from .resolve import resolve_sizes
 from .units import UnitGraph, build_units
 
@@ -96,6 +97,7 @@ def _propagate(model: nn.Module, captured: Capture, ignore: tuple[str, ...], dea
     for node in captured.outputs:
         out: Value = env[node.name]
         context.space.pin(out.labels, "part of the network's output")
+    _pin_unspoken_readers(context)
     return context
 
 
@@ -111,3 +113,29 @@ def _makes_tensors(node: fx.Node) -> bool:
 def _integer(node: fx.Node, args: tuple[Any, ...]) -> Any:
     plain = [a.labels if isinstance(a, Value) else a for a in args]
     return node.target(*plain)  # type: ignore[operator]
+
+
+def _pin_unspoken_readers(context: Context) -> None:
+    """Where an operation reads a parameter and its rule said nothing of a dimension, that dimension has to stay.
+
+    It matters for tensors that are used twice: once as a layer's weight, and once in some other way.
+    """
+    by_name: dict[str, list[Site]] = {}
+    for site in context.space.sites:
+        by_name.setdefault(site[0], []).append(site)
+    for node in context.captured.nodes:
+        handed_on = {v.source[0] for v in _values(context.values[node.name]) if v.source is not None}
+        for value in _values([context.values.get(a.name) for a in node.all_input_nodes]):
+            name = value.name if value.source is None else value.source[0]
+            if name is None or name in handed_on:
+                continue
+            for site in by_name.get(name, ()):
+                if site not in context.spoken.get(node.name, ()):
+                    context.space.pin(context.space.sites[site], f"{name!r} is also read in a way that needs all of "
+                                                                 f"its dimension {site[1]} ({describe(node)})")
+
+
+def _values(tree: Any) -> list[Value]:
+    if isinstance(tree, (tuple, list)):
+        return [value for item in tree for value in _values(item)]
+    return [tree] if isinstance(tree, Value) else []

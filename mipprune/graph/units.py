@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from ..costs import CostModel
+from ..costs import BilinearCost, Cost, CostModel
 from ..errors import UnknownLayerError
 from .context import Context, Value
 from .counting import CostCounter
@@ -160,7 +160,7 @@ def build_units(
     sites = {site: numbered(labels) for site, labels in space.sites.items()}
     sites = {site: units for site, units in sites.items() if (units >= 0).any()}
     counter = CostCounter(np.array([g.size for g in groups], dtype=np.int64))
-    resources = {
+    resources: dict[str, Cost] = {
         "units": counter.units(),
         "params": counter.params(dict(model.named_parameters()), sites),
         "macs": counter.macs(context.contractions, numbered),
@@ -168,12 +168,16 @@ def build_units(
     costs = CostModel(tuple(g.name for g in groups), counter.sizes, resources)
     coupling = nx.Graph()
     coupling.add_nodes_from(costs.groups)
-    pairs = zip(costs["macs"].left, costs["macs"].right, strict=True)
-    coupling.add_edges_from((costs.groups[a], costs.groups[b]) for a, b in pairs)
+    macs = resources["macs"]
+    assert isinstance(macs, BilinearCost)
+    coupling.add_edges_from((costs.groups[a], costs.groups[b]) for a, b in zip(macs.left, macs.right, strict=True))
     program.bind(context.edges, [numbered(edge.labels) for edge in context.edges], costs.n_units)
+    program.lengths = [(node, at, units) for node, at, labels in context.lengths
+                       if ((units := numbered(labels)) >= 0).any()]
     repaired = tuple(_attribute_site(form, number) for form in attributes)
     repaired = tuple(site for site in repaired if len(site.units))
-    return UnitGraph(model, groups, _pinned(model, context, components, number), costs, sites, repaired, program, coupling)
+    pinned = _pinned(model, context, components, number)
+    return UnitGraph(model, groups, pinned, costs, sites, repaired, program, coupling)
 
 
 def _attribute_site(found: AttributeForm, number: np.ndarray) -> AttributeSite:

@@ -1,7 +1,7 @@
 """pruning: the one orchestrator.  Everything else in the house works without it."""
 
-from .options import Budget, LossIncrease, Macs, Params, Units
+from .options import Budget, Latency, LossIncrease, Macs, Params, Units
 from .pipeline import prune
 from .result import PruneReport, PruneResult
 
-__all__ = ["Budget", "LossIncrease", "Macs", "Params", "PruneReport", "PruneResult", "Units", "prune"]
+__all__ = ["Budget", "Latency", "LossIncrease", "Macs", "Params", "PruneReport", "PruneResult", "Units", "prune"]

@@ -7,6 +7,7 @@ import numpy as np
 from ..costs import CostModel
 from ..errors import InfeasibleError
 from ..graph import UnitGraph
+from .multiples import allowed_counts, width_steps
 
 __all__ = ["magnitude_mask", "unit_magnitudes"]
 
@@ -23,26 +24,32 @@ def unit_magnitudes(graph: UnitGraph) -> np.ndarray:
 
 
 def magnitude_mask(
-    graph: UnitGraph, limits: dict[str, int], keep: np.ndarray, min_keep: int
+    graph: UnitGraph, limits: dict[str, int], keep: np.ndarray, min_keep: int, multiple: int = 1
 ) -> np.ndarray:
     """Keep the same share of every group, largest weights first: the largest share that meets ``limits``.
+
+    What rounding down leaves of the limits is used up, one unit at a time in the group of the smallest share.
 
     Args:
         limits: resource -> absolute limit.
         keep: bool (n_units,), units that must stay.
+        multiple: kept widths are multiples of it, see :func:`~mipprune.pruning.multiples.width_steps`.
 
     Raises:
         InfeasibleError: even the smallest network allowed exceeds a limit.
     """
     costs = graph.costs
     fewest = np.maximum(costs.counts(keep), np.minimum(min_keep, costs.sizes))
+    allowed = allowed_counts(costs.sizes, fewest, width_steps(graph, multiple))
+    fewest = np.array([counts[0] for counts in allowed], dtype=np.int64)
     _refuse_impossible(costs, limits, fewest)
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        fits = all(costs.cost(r, _share(costs, middle, fewest)) <= limit for r, limit in limits.items())
+        fits = all(costs.cost(r, _share(costs, middle, allowed)) <= limit for r, limit in limits.items())
         low, high = (middle, high) if fits else (low, middle)
-    counts = costs.sizes if _fits(costs, limits, costs.sizes) else _share(costs, low, fewest)
+    counts = costs.sizes if _fits(costs, limits, costs.sizes) else _share(costs, low, allowed)
+    counts = _filled(costs, limits, counts, allowed)
     score = np.where(keep, np.inf, unit_magnitudes(graph))
     mask = np.zeros(graph.n_units, dtype=bool)
     for group, count in zip(graph.groups, counts, strict=True):
@@ -51,8 +58,26 @@ def magnitude_mask(
     return mask
 
 
-def _share(costs: CostModel, share: float, fewest: np.ndarray) -> np.ndarray:
-    return np.maximum(np.floor(share * costs.sizes).astype(np.int64), fewest)
+def _filled(
+    costs: CostModel, limits: dict[str, int], counts: np.ndarray, allowed: tuple[np.ndarray, ...]
+) -> np.ndarray:
+    """The counts with what the limits still allow added, the group that lost most first."""
+    counts = counts.copy()
+    while True:
+        for g in np.argsort(counts / costs.sizes, kind="stable"):
+            more = counts.copy()
+            more[g] = min(allowed[g][allowed[g] > counts[g]], default=counts[g])
+            if more[g] > counts[g] and _fits(costs, limits, more):
+                counts = more
+                break
+        else:
+            return counts
+
+
+def _share(costs: CostModel, share: float, allowed: tuple[np.ndarray, ...]) -> np.ndarray:
+    """The largest allowed count up to this share of every group, or its smallest."""
+    wanted = np.floor(share * costs.sizes)
+    return np.array([c[max(np.searchsorted(c, w, side="right") - 1, 0)] for c, w in zip(allowed, wanted)])
 
 
 def _fits(costs: CostModel, limits: dict[str, int], counts: np.ndarray) -> bool:
@@ -66,8 +91,8 @@ def _refuse_impossible(costs: CostModel, limits: dict[str, int], fewest: np.ndar
             dense = costs.cost(resource, costs.sizes)
             raise InfeasibleError(
                 f"{resource} can't go below {smallest:,} ({smallest / dense:.1%} of the dense network) with the layers "
-                f"that may be pruned and min_keep; the budget is {limit:,}. Raise the budget, lower min_keep, or pin "
-                f"fewer layers",
+                f"that may be pruned, min_keep and multiple; the budget is {limit:,}. Raise the budget, lower min_keep "
+                f"or multiple, or pin fewer layers",
                 requirement=resource,
                 nearest=smallest / dense,
             )

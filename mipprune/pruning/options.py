@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 
 from ..costs import CostModel
 from ..errors import BudgetError
+from ..latency import LatencyTable
 
-__all__ = ["Budget", "LossIncrease", "Macs", "Params", "Units"]
+__all__ = ["Budget", "Latency", "LossIncrease", "Macs", "Params", "Units"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """At most ``ratio`` of the dense cost in ``resource``; use :class:`Macs`, :class:`Params`, :class:`Units`.
+    """At most ``ratio`` of the dense cost in ``resource``; use :class:`Macs`, :class:`Params`, :class:`Units`,
+    :class:`Latency`.
 
     Attributes:
         ratio: above 0, at most 1.
@@ -24,7 +27,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if not self.resource:
-            raise BudgetError("use Macs(ratio), Params(ratio) or Units(ratio)")
+            raise BudgetError("use Macs(ratio), Params(ratio), Units(ratio) or Latency(ratio)")
         if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)) or not 0 < self.ratio <= 1:
             raise BudgetError(f"{type(self).__name__}({self.ratio!r}): a budget is a share of the dense network's "
                               f"{self.resource}, above 0 and at most 1 (0.5 keeps half)")
@@ -53,6 +56,27 @@ class Units(Budget):
     """At most ``ratio`` of the prunable units."""
 
     resource: str = dataclasses.field(default="units", init=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency(Budget):
+    """At most ``ratio`` of the dense network's measured forward time, on the device that the model is on.
+
+    Attributes:
+        table: what the time of every width is read from: a :class:`~mipprune.latency.LatencyTable`, or the path of a
+            stored one.  By default :func:`~mipprune.latency.measure_latency` makes one first, on ``batch_size``
+            calibration samples.
+        batch_size: samples per forward pass; with a ``table``, its batch size counts.
+    """
+
+    resource: str = dataclasses.field(default="latency", init=False)
+    table: LatencyTable | str | os.PathLike[str] | None = None
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise BudgetError(f"Latency: batch_size must be at least 1, got {self.batch_size!r}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,18 +16,20 @@ from ..errors import BudgetError, ConfigError, DataError, ModelStateError
 from ..game import LabelledData, as_data
 from ..game.data import read_data
 from ..graph import UnitGraph, trace
+from ..latency import LatencyComparison, with_latency
 from ..solver import Solution
 from ..surgery import PrunePlan, verify
 from .baseline import magnitude_mask
 from .measure import measure
 from .options import Budget, LossIncrease
+from .repairing import REPAIRS, Repairer
 from .result import LayerReport, PruneReport, PruneResult
-from .search import Candidate, OutOfTime, Searcher, Stage, tighten, under_budget, within_tolerance
-from .surrogates import SURROGATES
+from .search import Candidate, OutOfTime, Searcher, Stage, search_widths, tighten, under_budget, within_tolerance
+from .surrogates import KINDS, SURROGATES
+from .timing import LatencyCheck
 
 __all__ = ["prune"]
 
-REPAIRS = ("bn",)
 DEFAULT_STAGES = 4
 
 
@@ -41,10 +43,12 @@ def prune(
     layers: Iterable[str] | None = None,
     pin: Iterable[str] = (),
     min_keep: int = 1,
-    surrogate: str = "quadratic",
+    multiple: int = 1,
+    surrogate: str | None = None,
     stages: int | None = None,
-    repair: Sequence[str] = ("bn",),
+    repair: Sequence[str] = ("bn", "refit", "head"),
     holdout: Any = 0.25,
+    validation: Any = None,
     example_input: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
     solver: str = "highs",
     time_limit: float | None = None,
@@ -61,19 +65,32 @@ def prune(
     Args:
         model: the trained network, in evaluation mode; neither changed nor kept.
         data: calibration data the network classifies: ``(inputs, targets)``, a ``Dataset`` or an iterable of batches.
-        budget: ``Macs(0.5)``, ``Params(0.3)``, ``Units(0.4)`` or several of them, all to be met.
+        budget: ``Macs(0.5)``, ``Params(0.3)``, ``Units(0.4)``, ``Latency(0.6)`` or several of them, all to be met.
+            Latency is measured again on the pruned network; where the table was wrong, the problem is solved again
+            under another limit, at most three times, and the report says what was reached.
         tolerance: ``LossIncrease(nats)``: the pruned, repaired network's mean cross-entropy on the calibration data
             exceeds the dense one's by at most that; exactly one of ``budget`` and ``tolerance`` is given.
         minimize: with a tolerance, what is made small: ``"units"``, ``"params"`` or ``"macs"``.
         layers: module paths of the layers to prune; all prunable ones by default.
         pin: module paths of layers to leave alone.
         min_keep: fewest units to keep in every group, at least 1.
-        surrogate: ``"quadratic"``, ``"additive"`` or ``"head"``, see
-            :func:`mipprune.pruning.surrogates.layer_surrogates`.
+        multiple: kept widths are multiples of this (8 suits most hardware); a group keeps all its units where it has
+            fewer, and may always keep all.
+        surrogate: ``"refit"``: what removals cost after the layers that read the units are refitted
+            (:func:`~mipprune.curvature.refit_curves`), and under a budget a search over widths that repairs and
+            measures every network it tries; or ``"quadratic"``, ``"additive"``, ``"head"``, see
+            :func:`mipprune.pruning.surrogates.layer_surrogates`.  By default ``"refit"`` if that is among the repairs
+            and ``stages`` isn't asked for, else ``"quadratic"``.
         stages: how often the surrogate is measured anew while units leave.  By default both 1 and 4 stages are tried
-            and the network with the lower calibration loss (or cost, with a tolerance) wins; ``"head"`` uses 1.
-        repair: ``("bn",)`` re-estimates batch-norm statistics on the calibration data; ``()`` leaves it as cut.
+            and the network with the lower calibration loss (or cost, with a tolerance) wins; ``"head"`` and
+            ``"refit"`` use 1.
+        repair: any of ``"bn"`` (fresh batch-norm statistics), ``"refit"`` (:func:`mipprune.repair.refit`), ``"head"``
+            (:func:`~mipprune.repair.refit_head`) and ``"lm"`` (:func:`~mipprune.repair.polish`, for at most 8,000
+            kept weights); none takes a gradient-descent step.  Each is kept only where the loss falls, and reported
+            apart.  ``()`` leaves the network as cut.
         holdout: data for the report alone, never for the selection; a number is the share of ``data`` to set apart.
+        validation: more data that no repair is fitted to: it judges repairs and the networks of the width search.
+            Without it the calibration data judge the repairs.
         example_input: what to trace with; the first calibration sample by default.
         solver: backend of the recombination: ``"highs"``, ``"scip"`` or ``"cbc"``.
         time_limit: seconds; when they have passed the best network so far is returned.
@@ -90,26 +107,42 @@ def prune(
         TraceError, ModelStateError, UnknownLayerError, DataError, ConfigError: as their texts say.
         VerificationError: the smaller network doesn't compute what the masked one does; nothing is returned then.
     """
-    begin = time.monotonic()
+    begin, begin_cpu = time.monotonic(), time.process_time()
     budgets = _requirement(budget, tolerance)
-    _check_options(minimize, min_keep, surrogate, stages, repair, time_limit)
+    _check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
+    if surrogate is None:
+        surrogate = "refit" if "refit" in repair and stages in (None, 1) else "quadratic"
     graph, calibration, held_out = prepare(model, data, holdout, example_input, seed)
+    unseen = None if validation is None else as_data(validation, graph, "validation data")
+    repairer = Repairer(graph, calibration, calibration if unseen is None else unseen, tuple(repair))
     allowed = graph.units_of(layers) if layers is not None else np.ones(graph.n_units, dtype=bool)
     pinned = ~allowed | graph.units_of(pin)
     if not graph.groups:
         reasons = "\n".join(f"  {p.module}: {p.reason}" for p in graph.pinned)
         raise BudgetError(f"the network has no prunable unit:\n{reasons}")
+    timed = LatencyCheck.of(budgets, graph, calibration, multiple, time_limit, seed, progress)
+    if timed is not None:
+        graph = with_latency(graph, timed.table)
     limits = {b.resource: b.limit(graph.costs) for b in budgets}
-    first = magnitude_mask(graph, limits, pinned, min_keep)
+    if timed is not None:
+        limits["latency"] = timed.limit
+    first = magnitude_mask(graph, limits, pinned, min_keep, multiple)
     with _bar(progress) as bar:
         search = Searcher(
-            graph=graph, data=calibration, surrogate=surrogate, pinned=pinned, min_keep=min_keep, repair=tuple(repair),
+            graph=graph, data=calibration, surrogate=surrogate, pinned=pinned, min_keep=min_keep, repairer=repairer,
             solver=solver, n_jobs=n_jobs, seed=seed, deadline=None if time_limit is None else begin + time_limit,
-            tick=lambda what: _tick(bar, what),
+            tick=lambda what: _tick(bar, what), multiple=multiple, unseen=unseen,
         )
         best, termination = _search(search, limits, tolerance, minimize, stages, first)
+        reached = None
+        if timed is not None:
+            best, termination, reached = timed.enforce(
+                search, best, termination, limits, lambda now: _search(search, now, None, minimize, stages, best.kept)
+            )
     task = _describe(budgets, tolerance, minimize)
-    return _finish(search, best, termination, task, "drop" if budgets else minimize, limits, held_out, begin)
+    return _finish(
+        search, best, termination, task, "drop" if budgets else minimize, limits, held_out, begin, begin_cpu, reached
+    )
 
 
 def _requirement(budget: Any, tolerance: Any) -> tuple[Budget, ...]:
@@ -128,14 +161,17 @@ def _requirement(budget: Any, tolerance: Any) -> tuple[Budget, ...]:
 
 
 def _check_options(
-    minimize: str, min_keep: int, surrogate: str, stages: int | None, repair: Sequence[str], time_limit: float | None
+    minimize: str, min_keep: int, multiple: int, surrogate: str | None, stages: int | None, repair: Sequence[str],
+    time_limit: float | None,
 ) -> None:
     if minimize not in ("units", "params", "macs"):
         raise BudgetError(f"minimize: expected 'units', 'params' or 'macs', got {minimize!r}")
     if min_keep < 1:
         raise BudgetError(f"min_keep must be at least 1, got {min_keep}: a layer without units can't be built")
-    if surrogate not in SURROGATES:
-        raise ConfigError(f"unknown surrogate {surrogate!r}; known: {sorted(SURROGATES)}")
+    if multiple < 1:
+        raise BudgetError(f"multiple must be at least 1, got {multiple}")
+    if surrogate is not None and surrogate not in KINDS:
+        raise ConfigError(f"unknown surrogate {surrogate!r}; known: {sorted(KINDS)}")
     if stages is not None and stages < 1:
         raise ConfigError(f"stages must be at least 1, got {stages}")
     if isinstance(repair, str) or any(r not in REPAIRS for r in repair):
@@ -167,8 +203,9 @@ def _search(
     first: np.ndarray,
 ) -> tuple[Candidate, str]:
     """Run the strategies; Ctrl-C and the time limit end them early, and the best candidate so far is what counts."""
-    follows = SURROGATES[search.surrogate][1] and search.surrogate != "additive"
-    plans = [stages] if stages is not None else [1, DEFAULT_STAGES] if follows else [1]
+    refits = search.surrogate == "refit"
+    follows = not refits and SURROGATES[search.surrogate][1] and search.surrogate != "additive"
+    plans = [1] if refits else [stages] if stages is not None else [1, DEFAULT_STAGES] if follows else [1]
     found: list[Candidate] = []
     termination = "optimal"
     try:
@@ -178,7 +215,9 @@ def _search(
             else:
                 within_tolerance(search, tolerance.nats, minimize, count, found)
         best = _best(search, found, tolerance, minimize)
-        if best.stages:
+        if refits and best.stages and tolerance is None:
+            found[:] = [search_widths(search, limits, best)]  # a third of the data and the refits judged it
+        elif best.stages and not refits:
             found.append(_tightened(search, best, limits, tolerance, minimize))
     except OutOfTime:
         termination = "time_limit"
@@ -213,18 +252,20 @@ def _tightened(
 
 def _finish(
     search: Searcher, best: Candidate, termination: str, task: str, objective: str, limits: dict[str, int],
-    held_out: LabelledData, begin: float,
+    held_out: LabelledData, begin: float, begin_cpu: float, latency: LatencyComparison | None,
 ) -> PruneResult:
     """Cut, check, repair, measure; everything in the report is recomputed here from the final mask."""
     graph, data = search.graph, search.data
     plan = PrunePlan.from_mask(graph, best.kept)
     small = plan.apply(graph.model)
     checked = verify(graph, best.kept, small, data)
-    small, repaired = search.deployed(best.kept)
+    small, repairs = search.deployed(best.kept)
+    ready = time.process_time()
     counts = graph.costs.counts(best.kept)
     spent = {r: graph.costs.cost(r, counts) for r in graph.costs.resources}
     dense, pruned = measure(graph.model, data), measure(small, data)
-    same_cost = magnitude_mask(graph, limits or {"macs": spent["macs"]}, search.pinned, search.min_keep)
+    same = limits or {"macs": spent["macs"]}
+    same_cost = magnitude_mask(graph, same, search.pinned, search.min_keep, search.multiple)
     baseline, _ = search.deployed(same_cost)
     last = best.stages[-1] if best.stages else None
     solution = Solution(
@@ -242,14 +283,14 @@ def _finish(
     )
     if termination == "optimal" and not solution.proved:  # every program was solved, the layers' own gaps are left
         solution = dataclasses.replace(solution, termination="iteration_limit")
-    fewest = np.maximum(np.minimum(search.min_keep, graph.costs.sizes), graph.costs.counts(search.pinned))
     report = PruneReport(
         task=task,
         surrogate=search.surrogate,
         solution=solution,
         stages=best.stages,
         layers=tuple(
-            LayerReport(g.name, g.size, int(k), int(f)) for g, k, f in zip(graph.groups, counts, fewest, strict=True)
+            LayerReport(g.name, g.size, int(k), int(least[0]))
+            for g, k, least in zip(graph.groups, counts, search.allowed, strict=True)
         ),
         pinned=tuple(f"{p.module} ({p.n_units} outputs): {p.reason}" for p in graph.pinned),
         costs_dense={r: graph.costs.cost(r, graph.costs.sizes) for r in graph.costs.resources},
@@ -260,8 +301,10 @@ def _finish(
         dense_calibration=dense,
         pruned_calibration=pruned,
         verification=checked,
-        repair=repaired,
+        repairs=repairs,
         seconds=time.monotonic() - begin,
+        cpu_seconds=ready - begin_cpu,
+        latency=latency,
     )
     return PruneResult(small, plan, report)
 

@@ -9,14 +9,18 @@ import os
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from ..latency import LatencyComparison
+from ..latency.fit import FEMTOSECONDS
 from ..records import Record
 from ..solver import Solution
-from ..surgery import PrunePlan, Verification, save
+from ..surgery import PrunePlan, Verification, save, transfer_optimizer
 from .measure import Quality
+from .repairing import RepairStep
 from .search import Stage
 
 __all__ = ["LayerReport", "PruneReport", "PruneResult"]
@@ -49,8 +53,10 @@ class PruneReport(Record):
             same budget chosen by magnitude with the same repair.
         dense_calibration, pruned_calibration: quality on the calibration data, which the selection saw.
         verification: masked network against the smaller one, before repair.
-        repair: what was repaired after surgery.
+        repairs: what each repair did after surgery, on the data that judges them.
         seconds: wall-clock time of everything.
+        cpu_seconds: CPU time of this process until the network was ready: selection and repair, without the baseline.
+        latency: with a latency budget, the dense and the pruned network timed in pairs after everything else.
     """
 
     task: str
@@ -67,13 +73,20 @@ class PruneReport(Record):
     dense_calibration: Quality
     pruned_calibration: Quality
     verification: Verification
-    repair: tuple[str, ...]
+    repairs: tuple[RepairStep, ...]
     seconds: float
+    cpu_seconds: float
+    latency: LatencyComparison | None = None
 
     @property
     def predicted_drop(self) -> float:
         """Loss increase in nats that the surrogates of all stages add up to; ``solution.true_drop`` is measured."""
         return sum(stage.surrogate_drop for stage in self.stages)
+
+    @property
+    def repair(self) -> tuple[str, ...]:
+        """Names of the repairs that were taken."""
+        return tuple(step.name for step in self.repairs[1:] if step.taken)
 
     def ratio(self, resource: str) -> float:
         """Pruned cost over dense cost."""
@@ -110,6 +123,12 @@ class PruneReport(Record):
         for resource in ("macs", "params"):
             dense, pruned = self.costs_dense[resource], self.costs_pruned[resource]
             costs.add_row(resource, f"{dense:,}", f"{pruned:,} ({pruned / dense:.1%})", "")
+        if self.latency is not None:
+            predicted = self.costs_pruned["latency"] / FEMTOSECONDS
+            costs.add_row("latency, predicted", "", f"{predicted * 1e3:.4g} ms", "")
+            timed = self.latency
+            pruned_time = f"{timed.pruned * 1e3:.4g} ms ({timed.ratio:.1%})"
+            costs.add_row("latency, measured", f"{timed.dense * 1e3:.4g} ms", pruned_time, "")
         n = f"held-out ({self.pruned.n_samples} samples)"
         costs.add_row(f"{n} accuracy", *(f"{q.accuracy:.2%}" for q in (self.dense, self.pruned, self.baseline)))
         costs.add_row(f"{n} loss", *(f"{q.loss:.4f}" for q in (self.dense, self.pruned, self.baseline)))
@@ -135,6 +154,9 @@ class PruneReport(Record):
             + (f" after repair ({', '.join(self.repair)})" if self.repair else ""),
             f"masked and pruned network agree to {self.verification.max_abs_diff:.2g}; {self.seconds:.1f} s in all",
         ]
+        for step in self.repairs:
+            lines.append(f"{step.name}: loss {step.loss:.4f}, accuracy {step.accuracy:.2%}"
+                         + ("" if step.taken else " (not taken)") + f", {step.seconds:.2f} s")
         lines += [f"not prunable: {line}" for line in self.pinned]
         return "\n".join(lines)
 
@@ -166,6 +188,13 @@ class PruneResult:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the pruned network and its plan to one safetensors file; ``mipprune.load(path, dense)`` reads it."""
         save(path, self.model, self.plan)
+
+    def transfer_optimizer(self, optimizer: torch.optim.Optimizer, dense: nn.Module) -> torch.optim.Optimizer:
+        """An optimizer of :attr:`model` that goes on where the ``dense`` network's ``optimizer`` stopped.
+
+        See :func:`mipprune.surgery.transfer_optimizer`.
+        """
+        return transfer_optimizer(self.plan, dense, self.model, optimizer)
 
     def __str__(self) -> str:
         return str(self.report)

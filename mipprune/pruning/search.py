@@ -7,6 +7,7 @@ Every mask that they return was built, repaired and measured as a real smaller n
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 
@@ -14,18 +15,26 @@ import joblib
 import numpy as np
 from torch import nn
 
+from ..curvature import RefitCurve, refit_curves
 from ..game import LabelledData
 from ..graph import UnitGraph
 from ..records import Record, frozen_array
 from ..solver import Recombination, SizeCurve, recombine, size_curve
-from ..surgery import PrunePlan, recalibrate_batch_norm
 from .measure import Quality, measure
-from .surrogates import layer_surrogates
+from .multiples import allowed_counts, searched_counts, width_steps
+from .repairing import Repairer, RepairStep
+from .surrogates import layer_surrogates, refit_size_curves
+from .widths import TEMPERATURE, RefitOracle, WidthSearch
 
-__all__ = ["Candidate", "Searcher", "Stage", "tighten", "under_budget", "within_tolerance"]
+__all__ = ["Candidate", "Searcher", "Stage", "search_widths", "tighten", "under_budget", "within_tolerance"]
 
 #: Nodes of branch and bound per size of a layer when the final bound is tightened.
 TIGHTEN_NODES = 32
+#: Networks of more units than this are recombined by exchanges and the Lagrangian bound alone: the MIP would take
+#: longer than everything else.
+QUICK_ABOVE = 300
+#: Networks that the search over widths repairs and measures.
+WIDTH_EVALUATIONS = 50
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,12 +85,31 @@ class Searcher:
     surrogate: str
     pinned: np.ndarray
     min_keep: int
-    repair: tuple[str, ...]
+    repairer: Repairer
     solver: str
     n_jobs: int
     seed: int
     deadline: float | None
     tick: Callable[[str], None]
+    multiple: int = 1
+    unseen: LabelledData | None = None
+    _refit_curves: list[RefitCurve] | None = None
+
+    @property
+    def fewest(self) -> np.ndarray:
+        """Fewest units that every group must keep: int64 (G,)."""
+        costs = self.graph.costs
+        return np.maximum(np.minimum(self.min_keep, costs.sizes), costs.counts(self.pinned))
+
+    @functools.cached_property
+    def steps(self) -> np.ndarray:
+        """What the kept counts of every group must be multiples of: int64 (G,)."""
+        return width_steps(self.graph, self.multiple)
+
+    @property
+    def allowed(self) -> tuple[np.ndarray, ...]:
+        """Counts that every group may keep, ascending."""
+        return allowed_counts(self.graph.costs.sizes, self.fewest, self.steps)
 
     def remaining(self) -> float | None:
         """Seconds left, or ``None`` without a limit; raises :class:`OutOfTime` when there are none."""
@@ -92,17 +120,17 @@ class Searcher:
             raise OutOfTime
         return left
 
-    def deployed(self, kept: np.ndarray) -> tuple[nn.Module, tuple[str, ...]]:
-        """The smaller network of a mask, repaired, and the repairs that found something to do."""
-        small = PrunePlan.from_mask(self.graph, kept).apply(self.graph.model)
-        done = []
-        if "bn" in self.repair and not kept.all() and recalibrate_batch_norm(small, self.data):
-            done.append("bn")
-        return small, tuple(done)
+    def goes_on(self) -> bool:
+        return self.deadline is None or time.monotonic() < self.deadline
+
+    def deployed(self, kept: np.ndarray) -> tuple[nn.Module, tuple[RepairStep, ...]]:
+        """The smaller network of a mask, repaired, and what the repairs did."""
+        return self.repairer.deploy(kept, goes_on=self.goes_on)
 
     def truth(self, kept: np.ndarray) -> Quality:
-        """Quality of the deployed network on the calibration data."""
-        return measure(self.deployed(kept)[0], self.data)
+        """Quality on the calibration data of the network with all repairs but the slow ``"lm"``."""
+        names = [name for name in self.repairer.names if name != "lm"]
+        return measure(self.repairer.deploy(kept, names, self.goes_on)[0], self.data)
 
     def curves(self, kept: np.ndarray, max_nodes: int = 0) -> list[SizeCurve]:
         """Size-loss curve of every group around the mask ``kept``; units that are off stay off.
@@ -110,25 +138,43 @@ class Searcher:
         ``max_nodes`` of branch and bound go into closing the gap at every size.
         """
         self.tick("measuring")
+        if self.surrogate == "refit":
+            return refit_size_curves(self.refit_curves(), self.pinned, self.min_keep)
         surrogates = layer_surrogates(self.surrogate, self.graph, self.data, kept, self.seed)
         self.tick("solving layers")
         limit = self.remaining()
+        groups, counts = self.graph.groups, self.graph.costs.counts(kept)
         jobs = (
             joblib.delayed(size_curve)(
-                surrogate, min_keep=min(self.min_keep, group.size), keep=self.pinned[group.units],
+                surrogate, None if step == 1 else searched_counts(sizes, count),
+                min_keep=min(self.min_keep, group.size), keep=self.pinned[group.units],
                 remove=~kept[group.units], max_nodes=max_nodes, seed=self.seed, time_limit=limit,
             )
-            for surrogate, group in zip(surrogates, self.graph.groups, strict=True)
+            for surrogate, group, sizes, count, step in zip(
+                surrogates, groups, self.allowed, counts, self.steps, strict=True
+            )
         )
         curves = list(joblib.Parallel(n_jobs=self.n_jobs)(jobs))
         if any(curve.termination == "interrupted" for curve in curves):
             raise KeyboardInterrupt
         return curves
 
+    def refit_curves(self) -> list[RefitCurve]:
+        """The refit-aware curve of every group around the dense network, computed once."""
+        if self._refit_curves is None:
+            self._refit_curves = refit_curves(
+                self.graph, self.data, pinned=self.pinned, temperature=TEMPERATURE, probes=2, seed=self.seed
+            )
+        return self._refit_curves
+
     def combine(self, curves: list[SizeCurve], **problem: object) -> Recombination:
         """Best sizes of all groups together."""
         self.tick("combining layers")
-        return recombine(curves, self.graph.costs, solver=self.solver, time_limit=self.remaining(), **problem)  # type: ignore[arg-type]
+        quick = self.graph.n_units > QUICK_ABOVE
+        return recombine(
+            curves, self.graph.costs, multiples=self.steps.tolist(), solver=self.solver, time_limit=self.remaining(),
+            quick=quick, **problem,  # type: ignore[arg-type]
+        )
 
     def stage(self, found: Recombination, before: Quality, after: Quality, max_drop: float | None) -> Stage:
         return Stage(
@@ -204,6 +250,25 @@ def within_tolerance(
         kept, quality = found.kept, after
         if costs.cost(minimize, costs.counts(kept)) <= costs.cost(minimize, costs.counts(best[-1].kept)):
             best.append(Candidate(kept, quality, chain))
+
+
+def search_widths(search: Searcher, limits: dict[str, int], best: Candidate) -> Candidate:
+    """The best widths around those of ``best``, judged by repaired networks; its bound stays what it was."""
+    search.tick("searching widths")
+    costs = search.graph.costs
+    curves = search.refit_curves()
+    oracle = RefitOracle(search.graph, search.data, search.unseen)
+    widths = WidthSearch(curves, costs, limits, search.allowed, oracle, search.seed)
+    counts, _ = widths.run(costs.counts(best.kept), WIDTH_EVALUATIONS, search.goes_on)
+    kept = widths.mask(counts)
+    last = best.stages[-1]
+    predicted = float(sum(c.error[len(c.order) - k] for c, k in zip(curves, counts, strict=True)))
+    quality = search.truth(kept)
+    stage = dataclasses.replace(
+        last, kept=frozen_array(kept, bool), objective=predicted, surrogate_drop=predicted,
+        true_drop=last.true_drop + quality.loss - best.quality.loss,
+    )
+    return Candidate(kept, quality, (*best.stages[:-1], stage))
 
 
 def tighten(search: Searcher, best: Candidate, passes: Callable[[Quality], bool], **problem: object) -> Candidate:

@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..curvature import expand_gates, fit_linear_head
+from ..curvature import RefitCurve, expand_gates, fit_linear_head
 from ..errors import ConfigError
 from ..estimate import shapley
 from ..game import LabelledData, LayerGame
 from ..graph import UnitGraph
+from ..solver import SizeCurve
 from ..surrogates import Additive, LinearHead, Quadratic, Surrogate
 
-__all__ = ["SURROGATES", "layer_surrogates"]
+__all__ = ["KINDS", "SURROGATES", "layer_surrogates", "refit_size_curves"]
 
 
 def _quadratic(graph: UnitGraph, data: LabelledData, kept: np.ndarray, seed: int) -> list[Surrogate]:
@@ -48,6 +49,10 @@ SURROGATES: dict[str, tuple[Callable[[UnitGraph, LabelledData, np.ndarray, int],
 }
 
 
+#: All that ``prune`` takes; "refit" has curves of its own (:func:`refit_size_curves`) and no surrogate per mask.
+KINDS = (*sorted(SURROGATES), "refit")
+
+
 def layer_surrogates(kind: str, graph: UnitGraph, data: LabelledData, kept: np.ndarray, seed: int) -> list[Surrogate]:
     """One surrogate per group, around the mask ``kept``.
 
@@ -62,3 +67,19 @@ def layer_surrogates(kind: str, graph: UnitGraph, data: LabelledData, kept: np.n
     if kind not in SURROGATES:
         raise ConfigError(f"unknown surrogate {kind!r}; known: {sorted(SURROGATES)}")
     return SURROGATES[kind][0](graph, data, kept, seed)
+
+
+def refit_size_curves(curves: list[RefitCurve], pinned: np.ndarray, min_keep: int) -> list[SizeCurve]:
+    """Refit-aware curves in the form that :func:`~mipprune.solver.recombine` takes; every size was searched."""
+    out, offset = [], 0
+    for curve in curves:
+        n = len(curve.order)
+        fewest = max(min(min_keep, n), int(pinned[offset : offset + n].sum()))
+        counts = np.arange(n, fewest - 1, -1)
+        removed = n - counts
+        out.append(SizeCurve(
+            counts=counts, masks=np.array([curve.mask(int(k)) for k in counts]), upper=curve.error[removed],
+            fewest=fewest, all_lower=curve.lower[removed][::-1], termination="iteration_limit", seconds=0.0,
+        ))
+        offset += n
+    return out

@@ -9,6 +9,8 @@ import warnings
 import numpy as np
 
 from ..errors import BudgetError, InfeasibleError, SolverError
+from ..surrogates import LinearHead, Quadratic
+from .certificate_search import certify
 from .problem import Problem
 from .registry import BACKENDS, backend_features
 from .search import Search
@@ -20,6 +22,8 @@ __all__ = ["solve"]
 FEW_UNITS = 10
 #: Longest time to find out which drop is possible when ``max_drop`` isn't, in seconds.
 EXPLAIN_SECONDS = 10.0
+#: Longest search for a certificate, in seconds.
+CERTIFY_SECONDS = 30.0
 
 
 def solve(
@@ -30,19 +34,23 @@ def solve(
     start: np.ndarray | None = None,
     seed: int = 0,
     progress: bool = False,
+    certificate: bool = False,
 ) -> Solution:
     """Choose the units to keep, and prove how good the choice is.
 
     Args:
         problem: what to minimise and under which requirements.
         solver: ``"scip"`` (one branch and bound with tangent cuts on demand), ``"highs"`` or ``"cbc"`` (a sequence of
-            linear MIPs), ``"brute"`` (enumeration, at most 22 undecided units), or ``"auto"``: brute for up to 10
-            undecided units, HiGHS when the problem is linear, SCIP when it is convex.
+            linear MIPs), ``"nlp"`` (convex relaxations and trees per size, no linear program; problems of one group),
+            ``"brute"`` (enumeration, at most 22 undecided units), or ``"auto"``: brute for up to 10 undecided units,
+            HiGHS when the problem is linear, nlp for heads and quadratics of one group, SCIP when it is convex.
         time_limit: seconds; a search that runs out of time returns its incumbent and bound.  Ctrl-C does the same.
         threads: for HiGHS and CBC; SCIP and enumeration use one.  (numpy's own threads are set by ``OMP_NUM_THREADS``.)
         start: bool, shape (n,): kept units to begin with, feasible or not.
         seed: of the heuristics and of the solver's random choices.
         progress: show a line with incumbent and bound.
+        certificate: also search a proof that can be checked without a solver, see :func:`~mipprune.solver.certify`
+            (30 seconds at most, or what is left of ``time_limit``, but a second at least).
 
     Returns:
         The incumbent, feasible by :meth:`Problem.evaluate`, with the proved bound and why the search stopped.
@@ -70,7 +78,7 @@ def solve(
             termination = "interrupted"
     if search.kept is None or search.evaluation is None:
         raise _failure(search, features.name, termination)
-    return Solution(
+    solution = Solution(
         kept=search.kept,
         objective=search.objective,
         bound=min(search.bound, search.objective),
@@ -83,6 +91,9 @@ def solve(
         seconds=search.seconds,
         n_cuts=search.n_cuts,
     )
+    if not certificate:
+        return solution
+    return certify(problem, solution, time_limit=min(CERTIFY_SECONDS, max(1.0, search.remaining or CERTIFY_SECONDS)))
 
 
 def _automatic(problem: Problem) -> str:
@@ -92,6 +103,8 @@ def _automatic(problem: Problem) -> str:
     needs_drop = problem.objective == "drop" or problem.max_drop is not None
     if problem.surrogate.is_linear or not needs_drop:
         return "highs"
+    if len(problem.costs.groups) == 1 and isinstance(problem.surrogate, LinearHead | Quadratic):
+        return "nlp"
     return "scip" if BACKENDS["scip"].available else "highs"
 
 

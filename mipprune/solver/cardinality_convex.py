@@ -21,6 +21,7 @@ def relax_convex(
     bounds: np.ndarray,
     *,
     tolerance: float,
+    limit: float | None = None,
     max_steps: int = 200,
     goes_on: Callable[[], bool] = lambda: True,
 ) -> np.ndarray:
@@ -34,6 +35,7 @@ def relax_convex(
         start: float64, shape (n,); projected onto the set first.
         bounds: float64, shape (n + 1,), best lower bound so far per number of removed units; raised in place.
         tolerance: absolute; stop when the value is this close to ``bounds[total]``.
+        limit: stop, too, when it is known on which side of it the minimum lies.
         goes_on: asked before every evaluation.
 
     Returns:
@@ -48,6 +50,8 @@ def relax_convex(
     length = 1.0 / spread if spread > 0 else 1.0
     for _ in range(max_steps):
         if best_value - bounds[total] <= tolerance:
+            break
+        if limit is not None and (best_value <= limit or bounds[total] > limit):
             break
         direction = project_capped_simplex(z - length * gradient, total) - z
         slope = float(gradient @ direction)

@@ -5,6 +5,7 @@ The set is ``{z in [0, 1]^n : sum z = r}``: r of n units are removed, fractions 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Self
 
 import numpy as np
@@ -89,13 +90,34 @@ class ActiveSet:
         n = len(linear)
         steepest = float(np.abs(linear).max(initial=0.0))
         scale = max(float(np.diag(curvature).max(initial=0.0)), 1e-3 * steepest) or 1.0
-        self.curvature = curvature + RIDGE * scale * np.eye(n)
+        self.curvature = _with_ridge(curvature, linear)
         # twins would reach their bounds together, and the active sets could run in circles
         self.linear = linear + TIE_BREAK * max(scale, steepest) * np.random.default_rng(0).random(n)
         self.z = np.zeros(n)
         self.gradient = self.linear.copy()
         self.multiplier = -np.inf
         self.status = np.full(n, _LOW, dtype=np.int8)
+
+    @classmethod
+    def near(cls, z: np.ndarray, gradient: np.ndarray, curvature: np.ndarray) -> Self:
+        """The minimiser of the quadratic that has this gradient and curvature at ``z``, sought from ``z``.
+
+        ``z`` (shape (n,), in the box) is the minimiser for some other gradient, and the two gradients' difference is a
+        tilt.  Numerical trouble leaves a point on the way.
+        """
+        state = cls(gradient, curvature)
+        state.z = np.where(z < 1e-7, 0.0, np.where(z > 1.0 - 1e-7, 1.0, z))
+        state.status = np.where(state.z <= 0.0, _LOW, np.where(state.z >= 1.0, _HIGH, _FREE)).astype(np.int8)
+        free = state.status == _FREE
+        state.z[free] += (z.sum() - state.z.sum()) / max(1, free.sum())
+        low = state.status == _LOW
+        state.multiplier = float(gradient[free].mean()) if free.any() else float(gradient[low].min(initial=0.0))
+        bent = np.where(low, np.maximum(gradient, state.multiplier), np.minimum(gradient, state.multiplier))
+        bent[free] = state.multiplier
+        state.linear = bent - state.curvature @ state.z
+        with contextlib.suppress(StalledError):
+            state.tilt(gradient - bent)
+        return state
 
     def copy(self) -> Self:
         """A state that moves on its own; the matrices are shared."""
@@ -125,7 +147,7 @@ class ActiveSet:
             StalledError: numerical trouble; ``z`` is then the last point reached.
         """
         self._refresh()
-        self._follow(total - self.total, None, 1.0)
+        self._follow(total - self.total, np.zeros(len(self.z)), 1.0)
 
     def hold(self, unit: int, at: int) -> None:
         """Follow the minimiser while ``z[unit]`` moves to ``at`` (0 or 1); the unit stays there for good.
@@ -134,10 +156,28 @@ class ActiveSet:
             StalledError: the other units can't make up for it, or numerical trouble.
         """
         distance = at - self.z[unit]
+        sign = 1.0 if distance > 0 else -1.0
         self.status[unit] = HELD
         self._refresh()
-        self._follow(abs(distance), unit, 1.0 if distance > 0 else -1.0)
+        self._follow(abs(distance), sign * self.curvature[unit], -sign, unit)
         self.z[unit] = at
+
+    def tilt(self, change: np.ndarray) -> None:
+        """Follow the minimiser while ``change`` (shape (n,)) is added to the linear part.
+
+        Raises:
+            StalledError: numerical trouble; the linear part has changed all the same.
+        """
+        self._refresh()
+        self.linear = self.linear + change
+        self._follow(1.0, change, 0.0)
+        self._refresh()
+
+    def bend(self, curvature: np.ndarray) -> None:
+        """Put another positive semidefinite curvature in, and such a linear part that ``z`` remains the minimiser."""
+        self._refresh()
+        self.curvature = _with_ridge(curvature, self.linear)
+        self.linear = self.gradient - self.curvature @ self.z
 
     def stiffness(self, limit: int = 12) -> tuple[np.ndarray, np.ndarray]:
         """The free units nearest to 1/2, at most ``limit``, and the curvature that each feels when it is moved alone.
@@ -160,28 +200,29 @@ class ActiveSet:
     def _refresh(self) -> None:
         self.gradient = self.linear + self.curvature @ self.z  # drops the rounding of the steps before
 
-    def _follow(self, distance: float, driver: int | None, sign: float) -> None:
-        rise = sign if driver is None else -sign  # what the free units' sum does per unit of distance
+    def _follow(self, distance: float, force: np.ndarray, rise: float, driver: int | None = None) -> None:
+        """Follow the minimiser for ``distance``; per unit of it the gradient is pushed by ``force`` (what the driver's
+        own move or a tilt adds), and the free units' sum changes by ``rise``.
+        """
         for _ in range(10 * len(self.z) + 100):
             if distance <= 1e-13:
                 return
             free = np.flatnonzero(self.status == _FREE)
             if len(free) == 0:
-                self._release_one(rise)
+                if not self._release_one(rise):  # nothing can move, and nothing has to
+                    return
                 continue
             factor, fault = dpotrf(self.curvature[free[:, None], free], lower=1)
             if fault:
                 break
             columns = self.curvature[:, free]
             right = np.ones((len(free), 2))
-            right[:, 1] = 0.0 if driver is None else -sign * columns[driver]
+            right[:, 1] = -force[free]
             solved, _ = dpotrs(factor, right, lower=1)
             slope = (rise - solved[:, 1].sum()) / solved[:, 0].sum()
             step = slope * solved[:, 0] + solved[:, 1]
-            turn = columns @ step
-            if driver is not None:
-                turn += sign * self.curvature[driver]
-            distance -= self._step(distance, free, step, turn, slope, driver, sign)
+            turn = columns @ step + force
+            distance -= self._step(distance, free, step, turn, slope, driver, -rise)
         else:
             raise StalledError("too many breaks")
         raise StalledError("singular block")
@@ -220,11 +261,22 @@ class ActiveSet:
                 self.status[leaving] = _FREE
         return length
 
-    def _release_one(self, rise: float) -> None:
-        """No unit is free: the multiplier jumps until the first unit at a bound lets go."""
-        pool = np.flatnonzero(self.status == (_LOW if rise > 0 else _HIGH))
+    def _release_one(self, rise: float) -> bool:
+        """No unit is free: the multiplier jumps until the first unit at a bound lets go.  ``False`` if none need to."""
+        side = _HIGH if rise < 0 else _LOW
+        pool = np.flatnonzero(self.status == side)
         if len(pool) == 0:
+            if rise == 0:
+                return False
             raise StalledError("no unit is left to move")
-        unit = int(pool[(rise * self.gradient[pool]).argmin()])
+        sign = 1.0 if side == _LOW else -1.0
+        unit = int(pool[(sign * self.gradient[pool]).argmin()])
         self.status[unit] = _FREE
         self.multiplier = float(self.gradient[unit])
+        return True
+
+
+def _with_ridge(curvature: np.ndarray, linear: np.ndarray) -> np.ndarray:
+    steepest = float(np.abs(linear).max(initial=0.0))
+    scale = max(float(np.diag(curvature).max(initial=0.0)), 1e-3 * steepest) or 1.0
+    return curvature + RIDGE * scale * np.eye(len(linear))

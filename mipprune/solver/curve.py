@@ -14,6 +14,7 @@ from ..errors import BudgetError, InfeasibleError, SolverError
 from ..records import Record, frozen_array
 from ..surrogates.base import Surrogate
 from .curve_search import FreeUnits, SizeSearch, search_sizes
+from .parallel import run_jobs
 from .problem import _as_mask
 from .solution import TERMINATIONS
 
@@ -185,30 +186,34 @@ def size_curve(
 
 
 def size_curves(
-    surrogates: Sequence[Surrogate], *, min_keep: int | Sequence[int] = 0, n_jobs: int | None = 1,
-    time_limit: float | None = None, max_nodes: int | None = 16, seed: int = 0,
+    surrogates: Sequence[Surrogate], *, min_keep: int | Sequence[int] = 0,
+    keep: Sequence[np.ndarray | None] | None = None, remove: Sequence[np.ndarray | None] | None = None,
+    n_jobs: int | None = 1, time_limit: float | None = None, max_nodes: int | None = 16, seed: int = 0,
 ) -> list[SizeCurve]:
-    """:func:`size_curve` of every layer, ``n_jobs`` layers at a time (joblib, so any of its back ends).
+    """:func:`size_curve` of every layer, ``n_jobs`` layers at a time; the curves don't depend on ``n_jobs``.
 
-    ``min_keep`` is one number for all layers or one per layer, and ``time_limit`` holds for each layer.  After Ctrl-C
-    the layers that were not reached get the masks and bounds of a search without time.
+    Runs on joblib, so under ``joblib.parallel_config(backend="dask")`` or ``"ray"`` on a cluster that is there.
+    ``min_keep`` is one number for all layers or one per layer, ``keep`` and ``remove`` one entry per layer, and
+    ``time_limit`` holds for each layer.  After Ctrl-C the layers that were not reached get the masks and bounds of a
+    search without time.
     """
-    fewest = np.broadcast_to(np.asarray(min_keep), (len(surrogates),)).tolist()
+    none = [None] * len(surrogates)
+    pins = list(zip(np.broadcast_to(np.asarray(min_keep), (len(surrogates),)).tolist(), keep or none, remove or none))
     search = functools.partial(size_curve, max_nodes=max_nodes, seed=seed)
     jobs = [
-        joblib.delayed(search)(surrogate, min_keep=low, time_limit=time_limit)
-        for surrogate, low in zip(surrogates, fewest, strict=True)
+        joblib.delayed(search)(surrogate, min_keep=low, keep=stay, remove=go, time_limit=time_limit)
+        for surrogate, (low, stay, go) in zip(surrogates, pins, strict=True)
     ]
     curves: list[SizeCurve] = []
     try:
-        for curve in joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs):
+        for curve in run_jobs(jobs, n_jobs):
             curves.append(curve)
             if curve.termination == "interrupted":  # the layer caught it; the next ones must not start
                 break
     except KeyboardInterrupt:
         pass
-    for surrogate, low in zip(surrogates[len(curves) :], fewest[len(curves) :]):
-        quick = search(surrogate, min_keep=low, time_limit=0.0)
+    for surrogate, (low, stay, go) in zip(surrogates[len(curves) :], pins[len(curves) :]):
+        quick = search(surrogate, min_keep=low, keep=stay, remove=go, time_limit=0.0)
         curves.append(dataclasses.replace(quick, termination="interrupted"))
     return curves
 

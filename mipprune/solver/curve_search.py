@@ -16,6 +16,7 @@ from .cardinality_convex import relax_convex
 from .cardinality_exact import TABLE_UNITS, branch_and_bound, quadratic_table, table_minima
 from .cardinality_qp import ActiveSet, StalledError, tangent_bounds
 from .cardinality_search import exchange, greedy_paths, kick, screened_exchange
+from .parallel import run_jobs
 
 __all__ = ["Found", "FreeUnits", "SizeSearch", "search_sizes"]
 
@@ -269,9 +270,9 @@ def _by_oracle(units: FreeUnits, search: SizeSearch, found: Found) -> None:
         return
     _rank_once(units, search, found)
     chunks = [search.wanted[at : at + CHUNK] for at in range(0, len(search.wanted), CHUNK)]
-    parallel = joblib.Parallel(n_jobs=search.n_jobs, return_as="generator_unordered")
+    jobs = (joblib.delayed(_oracle_chunk)(units, search, chunk) for chunk in chunks)
     try:
-        for part in parallel(joblib.delayed(_oracle_chunk)(units, search, chunk) for chunk in chunks):
+        for part in run_jobs(jobs, search.n_jobs, ordered=False):
             np.maximum(found.bounds, part.bounds, out=found.bounds)
             for r, z in part.masks.items():
                 found.offer(z, part.values[r])

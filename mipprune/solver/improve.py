@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 
 import numpy as np
@@ -17,8 +18,10 @@ __all__ = ["curvature_at", "improve", "improve_by_kicks", "round_by"]
 
 #: Moves evaluated exactly per step: those of a quick look, and those of a thorough one before giving up.
 SHORTLIST, LONGLIST = 8, 48
-#: Kicks without success before giving up.
-PATIENCE = 150
+#: Kicks without success before giving up, per free unit, and at least.
+PATIENCE, LEAST_PATIENCE = 3, 50
+#: How far below the incumbent's cost to aim, as fractions of it: the next when one is out of reach.
+AIMS = (0.02, 0.004, 0.0)
 
 
 def round_by(problem: Problem, score: np.ndarray) -> np.ndarray:
@@ -88,23 +91,29 @@ def improve(search: Search, kept: np.ndarray, curvature: np.ndarray | None = Non
 def improve_by_kicks(search: Search, seconds: float) -> None:
     """Iterated local search from the incumbent, for at most ``seconds``.
 
-    The drop is minimised under the budgets; if a cost is minimised, under a budget one step below the incumbent's, and
+    The drop is minimised under the budgets; if a cost is minimised, under a budget somewhat below the incumbent's, and
     again as soon as a mask within ``max_drop`` turns up.  Descents use a quadratic model of the drop (exact for
     quadratic surrogates), their ends are evaluated exactly.
     """
     stop = min(search.deadline, time.perf_counter() + seconds)
     rng = np.random.default_rng(search.seed)
+    aims = list(AIMS) if search.problem.objective != "drop" else [0.0]
     curvature: np.ndarray | None = None
-    while search.kept is not None and not search.closed and time.perf_counter() < stop:
-        target = _as_least_drop(search)
-        if target is None:
-            return
+    failed = -math.inf
+    while search.kept is not None and aims and not search.closed and time.perf_counter() < stop:
+        target = search.problem if search.problem.objective == "drop" else _as_least_drop(search, aims[0])
+        if target is None or target.budgets.get(search.problem.objective) == failed:
+            aims.pop(0)
+            continue
         if curvature is None:
             curvature = curvature_at(search.problem, search.kept, 0.3 * (stop - time.perf_counter()))
         before = search.objective
         _kick(search, target, curvature, rng, stop)
-        if search.objective >= before or search.problem.objective == "drop":
-            return
+        if search.objective < before and search.problem.objective != "drop":
+            improve(search, search.kept, curvature)
+        else:
+            failed = target.budgets.get(search.problem.objective, failed)
+            aims.pop(0)
 
 
 def _kick(search: Search, target: Problem, curvature: np.ndarray, rng: np.random.Generator, stop: float) -> None:
@@ -114,7 +123,8 @@ def _kick(search: Search, target: Problem, curvature: np.ndarray, rng: np.random
     before = search.objective
     current, failures, kicked = search.kept.copy(), 0, search.kept.copy()
     merit, base_drop, base_slope = None, 0.0, np.zeros(0)
-    while failures < PATIENCE and time.perf_counter() < stop:
+    patience = max(LEAST_PATIENCE, PATIENCE * int(neighbours.free.sum()))
+    while failures < patience and time.perf_counter() < stop:
         if merit is None:
             base_drop, base_slope = surrogate.drop_and_gradient((~current).astype(float))
             merit = neighbours.merits(current[None], np.array([base_drop]))[0]
@@ -150,25 +160,25 @@ def _descend(
 
 
 def _kicked(kept: np.ndarray, neighbours: Neighbours, slope: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Two to five random pairs of one group change sides, drawn among the units nearest to the other side."""
+    """Two to five random exchanges, within a group or across groups, of units that are near to changing sides."""
     kept = kept.copy()
+    groups = np.unique(neighbours.group_of_unit[neighbours.free])
     for _ in range(int(rng.integers(2, 6))):
-        group = neighbours.group_of_unit[rng.choice(np.flatnonzero(neighbours.free))]
-        inside = neighbours.free & (neighbours.group_of_unit == group)
-        for side, order in ((inside & kept, slope), (inside & ~kept, -slope)):
-            units = np.flatnonzero(side)
+        out = back = rng.choice(groups)
+        if rng.random() < 0.5:
+            back = rng.choice(groups)
+        for group, side, order in ((out, kept, slope), (back, ~kept, -slope)):
+            units = np.flatnonzero(side & neighbours.free & (neighbours.group_of_unit == group))
             if len(units):
                 near = units[np.argsort(order[units], kind="stable")[:16]]
                 kept[rng.choice(near)] ^= True
     return kept
 
 
-def _as_least_drop(search: Search) -> Problem | None:
-    """The problem whose objective is the drop; ``None`` if it can't beat the incumbent."""
-    problem = search.problem
-    if problem.objective == "drop":
-        return problem
-    limit = int(search.objective) - 1
+def _as_least_drop(search: Search, aim: float) -> Problem | None:
+    """The least drop at a cost that is lower by the fraction ``aim``, or by one; ``None`` if there is no such mask."""
+    problem, cost = search.problem, search.objective
+    limit = int(max(min(cost - 1, cost - aim * abs(cost)), min(search.bound, cost - 1)))
     budgets = {**problem.budgets, problem.objective: min(limit, problem.budgets.get(problem.objective, limit))}
     try:
         return dataclasses.replace(problem, objective="drop", budgets=budgets, max_drop=None)

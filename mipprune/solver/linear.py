@@ -62,6 +62,10 @@ class MipBuilder:
         self.n_columns = 0
         self.constant = 0.0
 
+    @property
+    def n_rows(self) -> int:
+        return len(self._rows)
+
     def add_columns(
         self, n: int, *, cost: float | np.ndarray = 0.0, lower: float | np.ndarray = 0.0,
         upper: float | np.ndarray = 1.0, integer: bool = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..costs import BilinearCost
+from ..costs import Cost
 from .problem import Problem
 
 __all__ = ["costs_of", "counts_fit", "counts_of", "flipped"]
@@ -16,16 +16,15 @@ def counts_of(problem: Problem, masks: np.ndarray) -> np.ndarray:
     return masks.astype(np.int64) @ member.astype(np.int64)
 
 
-def costs_of(cost: BilinearCost, counts: np.ndarray) -> np.ndarray:
+def costs_of(cost: Cost, counts: np.ndarray) -> np.ndarray:
     """Costs of count vectors (M, G): int64, shape (M,)."""
-    products = (cost.coefficient * counts[:, cost.left] * counts[:, cost.right]).sum(1)
-    return np.asarray(cost.constant + counts @ cost.linear + products)
+    return cost.of_counts(counts)
 
 
 def counts_fit(problem: Problem, masks: np.ndarray) -> np.ndarray:
-    """Which masks (M, n) meet ``min_keep``, the budgets and the list of forbidden masks: bool, shape (M,)."""
+    """Which masks (M, n) meet ``min_keep``, ``multiples``, the budgets and the forbidden masks: bool, shape (M,)."""
     counts = counts_of(problem, masks)
-    fits = np.asarray((counts >= problem.min_keep).all(1))
+    fits = problem.count_violations(counts) == 0
     for resource, limit in problem.budgets.items():
         fits &= costs_of(problem.costs[resource], counts) <= limit
     for mask in problem.forbidden:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ..errors import SolverError
 from .branching import TreeBackend
 from .cuts import Cuts, append_cuts, tangents
 from .formulate import Formulation
@@ -41,7 +42,12 @@ class MultiTree(TreeBackend):
         while not search.closed:
             if search.out_of_time:
                 return "time_limit"
-            outcome = self._solve(search, formulation, cuts, forbidden)
+            try:
+                outcome = self._solve(search, formulation, cuts, forbidden)
+            except SolverError:
+                if search.kept is None:
+                    raise
+                return "solver_error"  # the incumbent and the bound were found before
             if outcome.termination == "infeasible":
                 if search.kept is None:
                     return "infeasible"

@@ -100,7 +100,7 @@ class Neighbours:
         """Violation and objective of counts (M, G) with drops (M,)."""
         problem = self.problem
         costs = {name: costs_of(problem.costs[name], counts) for name in self.counted}
-        violation = np.maximum(problem.min_keep - counts, 0).sum(1).astype(float)
+        violation = problem.count_violations(counts).astype(float)
         for name, limit in problem.budgets.items():
             violation += np.maximum(costs[name] - limit, 0) / max(1, abs(limit))
         if problem.max_drop is not None:

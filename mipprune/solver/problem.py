@@ -10,7 +10,7 @@ import numpy as np
 
 from ..costs import CostModel
 from ..errors import BudgetError, InfeasibleError
-from ..records import Record, frozen_array
+from ..records import Record, digest_of, frozen_array
 from ..surrogates.base import Surrogate
 
 __all__ = ["Evaluation", "Problem"]
@@ -56,6 +56,7 @@ class Problem(Record):
         keep: bool, shape (n,): units that must stay.
         remove: bool, shape (n,): units that must go.
         forbidden: bool, shape (F, n): kept masks that aren't allowed (no-good cuts).
+        multiples: int64, shape (G,), at least 1: a group keeps a multiple of so many units, or all that it has.
     """
 
     surrogate: Surrogate
@@ -67,6 +68,7 @@ class Problem(Record):
     keep: np.ndarray
     remove: np.ndarray
     forbidden: np.ndarray
+    multiples: np.ndarray
 
     def __post_init__(self) -> None:
         n, groups = self.surrogate.n_units, len(self.costs.groups)
@@ -81,6 +83,7 @@ class Problem(Record):
             ("keep", (n,), bool),
             ("remove", (n,), bool),
             ("forbidden", (len(self.forbidden), n), bool),
+            ("multiples", (groups,), np.int64),
         ):
             array = frozen_array(getattr(self, name), dtype)
             if array.shape != shape:
@@ -90,6 +93,8 @@ class Problem(Record):
             raise BudgetError(f"units {np.flatnonzero(self.keep & self.remove).tolist()} must both stay and go")
         if self.max_drop is not None and not np.isfinite(self.max_drop):
             raise BudgetError(f"max_drop must be finite, got {self.max_drop}")
+        if (self.multiples < 1).any():
+            raise BudgetError(f"multiples must be at least 1, got {self.multiples.tolist()}")
         self._check_counts()
 
     # -- construction ----------------------------------------------------------------------------------------------
@@ -131,6 +136,7 @@ class Problem(Record):
         keep: np.ndarray | None = None,
         remove: np.ndarray | None = None,
         forbidden: np.ndarray | None = None,
+        multiples: int | np.ndarray = 1,
     ) -> Self:
         """Fill in the defaults: one group of units that cost one each, nothing pinned, nothing forbidden.
 
@@ -138,6 +144,7 @@ class Problem(Record):
             keep, remove: unit numbers or boolean masks.
             min_keep: one number for all groups, or one per group; never above a group's size.
             forbidden: bool, shape (F, n).
+            multiples: one number for all groups, or one per group; 8, say, for widths that hardware likes.
 
         Raises:
             BudgetError: an unknown resource, contradicting pins, a number that isn't finite.
@@ -159,6 +166,7 @@ class Problem(Record):
             keep=_as_mask(keep, n, "keep"),
             remove=_as_mask(remove, n, "remove"),
             forbidden=np.zeros((0, n), dtype=bool) if forbidden is None else np.atleast_2d(forbidden),
+            multiples=np.broadcast_to(np.asarray(multiples), costs.sizes.shape),
         )
 
     # -- exact evaluation ------------------------------------------------------------------------------------------
@@ -166,6 +174,11 @@ class Problem(Record):
     @property
     def n_units(self) -> int:
         return self.surrogate.n_units
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the problem's whole content, hexadecimal."""
+        return digest_of(self)
 
     @property
     def fewest(self) -> np.ndarray:
@@ -176,6 +189,17 @@ class Problem(Record):
     def most(self) -> np.ndarray:
         """Most units that each group can keep, from ``remove``: int64 (G,)."""
         return self.costs.sizes - self.costs.counts(self.remove)
+
+    def allowed_counts(self, group: int) -> np.ndarray:
+        """Counts that a group may keep, from pins, ``min_keep`` and ``multiples``: int64, ascending."""
+        counts = np.arange(self.fewest[group], self.most[group] + 1)
+        return counts[(counts % self.multiples[group] == 0) | (counts == self.costs.sizes[group])]
+
+    def count_violations(self, counts: np.ndarray) -> np.ndarray:
+        """How many units the groups lack for ``min_keep`` and ``multiples``, of count vectors (M, G): int64 (M,)."""
+        lacking = np.maximum(self.min_keep - counts, 0)
+        short = -counts % self.multiples
+        return np.asarray((lacking + np.where(counts == self.costs.sizes, 0, short)).sum(1))
 
     def evaluate(self, kept: np.ndarray) -> Evaluation:
         """The mask ``kept`` (bool, shape (n,)) under the exact surrogate, costs and requirements."""
@@ -196,6 +220,10 @@ class Problem(Record):
                 violations.append(f"{resource} {costs[resource]} > {limit}")
         for group in np.flatnonzero(counts < self.min_keep):
             violations.append(f"group {self.costs.groups[group]!r} keeps {counts[group]} < {self.min_keep[group]}")
+        for group in np.flatnonzero((counts % self.multiples != 0) & (counts != self.costs.sizes)):
+            violations.append(
+                f"group {self.costs.groups[group]!r} keeps {counts[group]}, no multiple of {self.multiples[group]}"
+            )
         if (self.keep & ~kept).any():
             violations.append(f"removed units that must stay: {np.flatnonzero(self.keep & ~kept).tolist()}")
         if (self.remove & kept).any():
@@ -220,8 +248,19 @@ class Problem(Record):
                 requirement="min_keep",
                 nearest=most,
             )
+        allowed = [self.allowed_counts(group) for group in range(len(self.costs.groups))]
+        for index, counts in enumerate(allowed):
+            if len(counts) == 0:
+                raise InfeasibleError(
+                    f"group {self.costs.groups[index]!r} may keep {self.fewest[index]} to {self.most[index]} units, "
+                    f"none of which is a multiple of {self.multiples[index]}",
+                    requirement="multiples",
+                )
+        fewest = np.array([counts[0] for counts in allowed], dtype=np.int64)
         for resource, limit in self.budgets.items():
-            cheapest = self.costs[resource](self.fewest)
+            if not self.costs[resource].monotone:
+                continue  # a smaller network may cost more: left to the solver
+            cheapest = self.costs[resource](fewest)
             if cheapest > limit:
                 raise InfeasibleError(
                     f"the budget of {resource!r} is {limit}, but the smallest network allowed costs {cheapest}: "

@@ -54,11 +54,13 @@ def recombine(
     objective: str = "drop",
     max_drop: float | None = None,
     budgets: Mapping[str, float] | None = None,
+    multiples: int | Sequence[int] = 1,
     solver: str = "highs",
     time_limit: float | None = None,
     threads: int = 1,
+    quick: bool = False,
 ) -> Recombination:
-    """Choose one mask from every curve: a multiple-choice knapsack over the exact bilinear costs.
+    """Choose one mask from every curve: a multiple-choice knapsack over the exact costs.
 
     The answer uses the masks of the curves and their ``upper`` drops.  The bound comes from a second problem, over
     *all* sizes with the curves' lower bounds: whatever masks are put together, each has a size, its drop is at
@@ -74,8 +76,10 @@ def recombine(
         objective: ``"drop"`` or a resource.
         max_drop: largest sum of drops.
         budgets: resource -> largest cost (absolute).
+        multiples: one number for all groups, or one per group: a group keeps a multiple of so many units, or all.
         solver: name of the MIP solver.
         time_limit: seconds; what is found by then is returned with its gap, as on Ctrl-C.
+        quick: leave the MIPs out; the dual bound (none where products of counts form a cycle) and the exchanges stay.
 
     Raises:
         BudgetError: an unknown resource or a limit that isn't finite.
@@ -88,6 +92,7 @@ def recombine(
     requirements = _requirements(curves, costs, objective, max_drop, budgets)
     upper = Choices(tuple(c.counts[::-1] for c in curves), tuple(c.upper[::-1] for c in curves))
     lower = Choices(tuple(np.arange(c.fewest, c.most + 1) for c in curves), tuple(c.all_lower for c in curves))
+    upper, lower = (_on_multiples(choices, costs, multiples) for choices in (upper, lower))
     same = all(len(u) == len(b) and (u == b).all() for u, b in zip(upper.drops, lower.drops))
     if requirements.monotone:
         upper, lower = upper.undominated(), lower.undominated().coarse(BOUND_SIZES)
@@ -95,18 +100,20 @@ def recombine(
 
     deadline = math.inf if time_limit is None else time.monotonic() + time_limit
     first = math.inf if time_limit is None else time.monotonic() + time_limit / (1 if same else 2)
-    found = solve_selection(upper, requirements, solver=solver, deadline=first, threads=threads)
+    found = solve_selection(upper, requirements, solver=solver, deadline=first, threads=threads, quick=quick)
     if found.chosen is None:
         _explain(upper, requirements, found, solver, deadline, threads)
     bound, termination = found.bound, found.termination
     if not same:
         stop = termination == "interrupted"
         below = solve_selection(
-            lower, requirements, solver=solver, deadline=deadline, threads=threads, quick=stop
+            lower, requirements, solver=solver, deadline=deadline, threads=threads, quick=stop or quick
         )
         bound = below.bound
         if not stop and below.termination != "optimal":
             termination = below.termination
+    if quick and termination == "time_limit" and time.monotonic() < deadline:
+        termination = "iteration_limit"
     return _assemble(curves, requirements, upper, found, bound, termination, solver, time.perf_counter() - started)
 
 
@@ -131,6 +138,22 @@ def _requirements(
         drop_limit=math.inf if max_drop is None else max_drop + FEASIBILITY_TOLERANCE * max(1.0, abs(max_drop)),
         budgets={resource: math.floor(limit) for resource, limit in budgets.items()},
     )
+
+
+def _on_multiples(choices: Choices, costs: CostModel, multiples: int | Sequence[int]) -> Choices:
+    """Only the sizes that are multiples, or whole groups."""
+    each = np.broadcast_to(np.asarray(multiples), costs.sizes.shape)
+    if (each < 1).any():
+        raise BudgetError(f"multiples must be at least 1, got {each.tolist()}")
+    sizes = zip(choices.counts, each, costs.sizes)
+    use = [np.flatnonzero((count % m == 0) | (count == size)) for count, m, size in sizes]
+    for group, where in enumerate(use):
+        if len(where) == 0:
+            raise InfeasibleError(
+                f"group {costs.groups[group]!r}: none of the sizes is a multiple of {each[group]}",
+                requirement="multiples",
+            )
+    return choices.where(use)
 
 
 def _check_budgets(choices: Choices, requirements: Requirements) -> None:

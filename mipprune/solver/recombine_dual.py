@@ -13,7 +13,7 @@ import networkx as nx
 import numpy as np
 from scipy.optimize import linprog
 
-from .recombine_mip import Choices, Requirements, products_of, separable_part
+from .recombine_mip import Choices, Requirements, pair_tables, separable_part
 
 __all__ = ["ForestOracle", "Lagrangian"]
 
@@ -31,10 +31,10 @@ class ForestOracle:
         self.names = list(resources)
         self.constants = np.array([float(cost.constant) for cost in resources.values()])
         self.own = [separable_part(cost, choices) for cost in resources.values()]
-        self.products = [products_of(cost) for cost in resources.values()]
+        self.tables = [pair_tables(cost, choices) for cost in resources.values()]
         graph = nx.Graph()
         graph.add_nodes_from(range(len(choices.counts)))
-        graph.add_edges_from(pair for found in self.products for pair in found)
+        graph.add_edges_from(pair for found in self.tables for pair in found)
         if not nx.is_forest(graph):
             raise nx.HasACycle("the products of two groups form a circle")
         self.order: list[tuple[int, int]] = []  # (group, parent), children before parents; a root is its own parent
@@ -66,7 +66,7 @@ class ForestOracle:
                 tables[group] = tables[group] - tables[group].min()  # relative to the least value from here on
                 continue
             rest = tables[parent] - message[group]  # the parent's table without what this child had told it
-            joint = rest[:, None] + self._weight(group, parent, prices) * self._product(group, parent)
+            joint = rest[:, None] + self._together(group, parent, prices)
             tables[group] = tables[group] + joint.min(0)
         return [base + table for table in tables]
 
@@ -79,18 +79,21 @@ class ForestOracle:
         message, choice_of = {}, {}
         for group, parent in self.order:
             if group != parent:
-                joint = tables[group][None, :] + self._weight(group, parent, prices) * self._product(group, parent)
+                joint = tables[group][None, :] + self._together(group, parent, prices)
                 choice_of[group], message[group] = joint.argmin(1), joint.min(1)
                 tables[parent] = tables[parent] + message[group]
         return tables, message, choice_of
 
-    def _weight(self, g: int, h: int, prices: np.ndarray) -> float:
-        pairs = ((g, h), (h, g))
-        return float(sum(p * found.get(pair, 0) for p, found in zip(prices, self.products) for pair in pairs))
-
-    def _product(self, group: int, parent: int) -> np.ndarray:
+    def _together(self, group: int, parent: int, prices: np.ndarray) -> np.ndarray:
+        """What two groups cost together: float64, shape (sizes of the parent, sizes of the group)."""
         counts = self.choices.counts
-        return np.outer(counts[parent], counts[group]).astype(np.float64)
+        total = np.zeros((len(counts[parent]), len(counts[group])))
+        for price, found in zip(prices, self.tables):
+            if (parent, group) in found:
+                total += price * found[parent, group]
+            elif (group, parent) in found:
+                total += price * found[group, parent].T
+        return total
 
 
 class Lagrangian:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .recombine_mip import Choices, Requirements, products_of, separable_part
+from .recombine_mip import Choices, Requirements, pair_tables, separable_part
 
 __all__ = ["SizeExchange"]
 
@@ -24,7 +24,7 @@ class SizeExchange:
         full = np.array([count[-1] for count in choices.counts])
         self.names = list(resources)
         self.own = [separable_part(cost, choices) for cost in resources.values()]
-        self.products = [products_of(cost) for cost in resources.values()]
+        self.tables = [pair_tables(cost, choices) for cost in resources.values()]
         self.constants = [float(cost.constant) for cost in resources.values()]
         self.scale = [max(float(cost(full)), 1.0) for cost in resources.values()]
         self.drop_scale = max((float(np.abs(d).max()) for d in choices.drops), default=0.0) or 1.0
@@ -84,12 +84,11 @@ class SizeExchange:
         return chosen
 
     def _costs(self, chosen: np.ndarray) -> list[float]:
-        counts = self.choices.counts_at(chosen)
         return [
             constant
             + sum(float(part[i]) for part, i in zip(own, chosen))
-            + sum(float(c * counts[g] * counts[h]) for (g, h), c in products.items())
-            for constant, own, products in zip(self.constants, self.own, self.products)
+            + sum(float(table[chosen[g], chosen[h]]) for (g, h), table in tables.items())
+            for constant, own, tables in zip(self.constants, self.own, self.tables)
         ]
 
     def _merits(
@@ -113,21 +112,21 @@ class SizeExchange:
         """Better sizes of groups g and h, the others unchanged; ``None`` if there are none.  ``g == h``: of one."""
         rows = np.append(left[g], chosen[g])  # where it stands comes last, so that a tie moves nothing
         columns = np.append(left[h], chosen[h]) if h != g else chosen[[h]]
-        counts, drops, now = self.choices.counts, self.choices.drops, self.choices.counts_at(chosen)
-        moved = {g: (counts[g][rows] - now[g])[:, None]}
+        drops = self.choices.drops
+        moved = {g: rows[:, None]}
         drop = self.choices.drop_at(chosen) + (drops[g][rows] - drops[g][chosen[g]])[:, None]
         if h != g:
-            moved[h] = (counts[h][columns] - now[h])[None, :]
+            moved[h] = columns[None, :]
             drop = drop + (drops[h][columns] - drops[h][chosen[h]])[None, :]
         costs = []
-        for base, own, products in zip(self._costs(chosen), self.own, self.products):
+        for base, own, tables in zip(self._costs(chosen), self.own, self.tables):
             cost = base + (own[g][rows] - own[g][chosen[g]])[:, None]
             if h != g:
                 cost = cost + (own[h][columns] - own[h][chosen[h]])[None, :]
-            for (p, q), c in products.items():
+            for (p, q), table in tables.items():
                 if p in moved or q in moved:
-                    dp, dq = moved.get(p, 0), moved.get(q, 0)
-                    cost = cost + np.asarray(c * (dp * now[q] + now[p] * dq + dp * dq), dtype=np.float64)
+                    there = table[moved.get(p, chosen[p]), moved.get(q, chosen[q])]
+                    cost = cost + (there - table[chosen[p], chosen[q]])
             costs.append(cost)
         merits = self._merits(drop, costs)
         slacks = (0.0, 1e-12 * self.drop_scale, 1e-12)

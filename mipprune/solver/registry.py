@@ -29,6 +29,7 @@ class Features:
         parallel: ``threads`` above 1 are used.
         gives_bound: a search that is stopped early still yields a bound of its own.
         max_free: most units that may be undecided, or ``None`` for any number.
+        one_count: only for problems of a single group, whose costs depend on the number of kept units alone.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Features:
     parallel: bool = False
     gives_bound: bool = True
     max_free: int | None = None
+    one_count: bool = False
 
     def create(self) -> Any:
         """A solver; :class:`MissingDependencyError` if a package is missing."""
@@ -83,6 +85,7 @@ BACKENDS = {
         Features("scip", ("scip_tree", "ScipTree"), packages=("highspy", "pyscipopt"), single_tree=True),
         Features("highs", ("multitree", "HighsTrees"), packages=("pulp", "highspy"), parallel=True),
         Features("cbc", ("multitree", "CbcTrees"), packages=("highspy", "pulp"), parallel=True, gives_bound=False),
+        Features("nlp", ("convex_backend", "ConvexTrees"), one_count=True),
         Features("brute", ("brute", "Brute"), gives_bound=False, max_free=22),
     )
 }

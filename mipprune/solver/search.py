@@ -43,7 +43,7 @@ class Search:
         self.least_drop = math.inf
         self.begin = time.perf_counter()
         self.deadline = math.inf if time_limit is None else self.begin + time_limit
-        self._lattice = None if problem.objective == "drop" else _lattice(problem)
+        self._lattice = None if problem.objective == "drop" else problem.costs[problem.objective].lattice
         self._bar = tqdm(disable=not progress, desc="solve", bar_format="{desc}: {elapsed} {postfix}")
 
     def __enter__(self) -> Self:
@@ -106,9 +106,3 @@ class Search:
         self._bar.set_postfix_str(
             f"objective {self.objective:.6g}, bound {self.bound:.6g}, {self.n_cuts} cuts", refresh=True
         )
-
-
-def _lattice(problem: Problem) -> tuple[int, int]:
-    """``(offset, unit)`` so that every cost is ``offset`` plus a multiple of ``unit``."""
-    cost = problem.costs[problem.objective]
-    return int(cost.constant), math.gcd(*cost.linear.tolist(), *cost.coefficient.tolist()) or 1

@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from ..records import Record, frozen_array
+from .certificate import Certificate
 
 __all__ = ["TERMINATIONS", "Solution"]
 
@@ -33,6 +34,8 @@ class Solution(Record):
         seconds: wall-clock time of the search.
         n_cuts: tangent cuts that were added.
         true_drop: loss increase of the *true* network with this mask on the calibration data, where it was measured.
+        certificate: a proof of a lower bound that needs no solver, from :func:`~mipprune.solver.certify`; its bound may
+            lie below ``bound``, which rests on the solver.
     """
 
     kept: np.ndarray
@@ -47,6 +50,7 @@ class Solution(Record):
     seconds: float
     n_cuts: int = 0
     true_drop: float | None = None
+    certificate: Certificate | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kept", frozen_array(self.kept, bool))
@@ -78,6 +82,8 @@ class Solution(Record):
 
     def __str__(self) -> str:
         proof = "proved optimal" if self.proved else f"bound {self.bound:.6g}, gap {self.gap:.2%}"
+        if self.certificate is not None:
+            proof += f"; certified bound {self.certificate.bound:.6g}"
         return (
             f"{self.n_kept} of {len(self.kept)} units kept, {self.objective_kind} {self.objective:.6g} ({proof}); "
             f"stopped: {self.termination}; {self.solver} {self.version}, {self.seconds:.2f} s"

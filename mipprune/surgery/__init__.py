@@ -1,9 +1,12 @@
 """surgery: from a mask to a really smaller network, checked against the masked one."""
 
+from .huggingface import ConfigChange, sync_config
 from .io import load, load_plan, save
+from .optimizer import transfer_optimizer
 from .plan import AttributeRepair, KeptUnits, PrunePlan, TensorCut
-from .repair import recalibrate_batch_norm
 from .verify import Verification, verify
 
-__all__ = ["AttributeRepair", "KeptUnits", "PrunePlan", "TensorCut", "Verification", "load", "load_plan",
-           "recalibrate_batch_norm", "save", "verify"]
+__all__ = [
+    "AttributeRepair", "ConfigChange", "KeptUnits", "PrunePlan", "TensorCut", "Verification", "load", "load_plan",
+    "save", "sync_config", "transfer_optimizer", "verify",
+]

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -111,6 +112,34 @@ class PrunePlan(Record):
     def n_units(self) -> int:
         return sum(g.size for g in self.groups)
 
+    def kept_indices(self, tensor: str) -> dict[int, np.ndarray]:
+        """Kept indices of a parameter or buffer: dimension -> int64, ascending, in the dense network's numbering.
+
+        Dimensions that keep everything are left out, so an uncut tensor (or an unknown name) gives ``{}``.
+        """
+        return {cut.dim: cut.kept for cut in self.cuts if cut.tensor == tensor}
+
+    def cut(self, names: str | Sequence[str], tensor: torch.Tensor) -> torch.Tensor:
+        """The kept part of a ``tensor`` of the shape of the dense parameter with that name (or those tied names)."""
+        for step in self.cuts:
+            if step.tensor == names or (not isinstance(names, str) and step.tensor in names):
+                tensor = tensor.index_select(step.dim, torch.from_numpy(step.kept.copy()).to(tensor.device))
+        return tensor
+
+    def check_pruned(self, dense: nn.Module, pruned: nn.Module) -> None:
+        """Raise :class:`PlanError` unless ``pruned`` has the shapes that this plan makes of ``dense``."""
+        self._check(dense)
+        tied: dict[int, list[str]] = {}
+        tensors = {n: t for n, t in dense.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
+        for name, tensor in tensors.items():
+            tied.setdefault(id(tensor), []).append(name)
+        found = {n: tuple(t.shape) for n, t in pruned.state_dict().items() if isinstance(t, torch.Tensor)}
+        for name, tensor in tensors.items():
+            expected = tuple(self.cut(tied[id(tensor)], tensor.detach().to("meta")).shape)
+            if found.get(name) != expected:
+                raise PlanError(f"{name!r} has shape {expected} after this plan, but "
+                                f"{found.get(name, 'no tensor of that name')} in the pruned network")
+
     def apply(self, model: nn.Module) -> nn.Module:
         """A smaller copy of the dense ``model``; the model itself isn't touched.
 
@@ -120,7 +149,7 @@ class PrunePlan(Record):
         self._check(model)
         small = copy.deepcopy(model)
         self._replace_attentions(small)
-        tensors = dict(small.named_parameters()) | dict(small.named_buffers())
+        tensors = _tensors(small)
         cut: dict[int, torch.Tensor] = {}
         for step in self.cuts:
             old = tensors[step.tensor]
@@ -153,12 +182,12 @@ class PrunePlan(Record):
                 model.set_submodule(path, PrunableMultiheadAttention(module))
 
     def _check(self, model: nn.Module) -> None:
-        modules = dict(model.named_modules())
+        modules = dict(model.named_modules(remove_duplicate=False))
         for repair in self.repairs:
             if _get_attribute(modules.get(repair.module), repair) != repair.old:
                 raise PlanError(f"the plan was made for a model whose {repair.module}.{repair.attribute} is "
                                 f"{repair.old}; apply the plan to the dense model")
-        shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        shapes = {name: tuple(t.shape) for name, t in _tensors(model).items()}
         for step in self.cuts:
             if step.tensor not in shapes:
                 raise PlanError(f"the plan cuts {step.tensor!r}, which {type(model).__name__} doesn't have; "
@@ -200,10 +229,17 @@ class PrunePlan(Record):
         return "\n".join(lines)
 
 
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers under all their names, also what ``state_dict`` leaves out."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+
+
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over the names, shapes and dtypes of all parameters and buffers."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    tensors = {name: t for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {'f' if tensor.is_floating_point() else 'i'}\n".encode())
     return digest.hexdigest()
 

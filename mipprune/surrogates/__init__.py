@@ -2,7 +2,20 @@
 
 from .additive import Additive
 from .base import Surrogate
+from .fit import FitError, fit_error
 from .head import LinearHead
+from .pairwise import Pairwise
 from .quadratic import Quadratic
+from .robust import BudgetedAdditive, RobustAdditive
 
-__all__ = ["Additive", "LinearHead", "Quadratic", "Surrogate"]
+__all__ = [
+    "Additive",
+    "BudgetedAdditive",
+    "FitError",
+    "LinearHead",
+    "Pairwise",
+    "Quadratic",
+    "RobustAdditive",
+    "Surrogate",
+    "fit_error",
+]

@@ -60,7 +60,7 @@ class LinearHead(Surrogate):
 
     def _losses(self, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Per-sample loss (N,) and log-probabilities (N, C)."""
-        logp = log_softmax((self.activations * (1.0 - z)) @ self.weight.T + self.bias, axis=1)
+        logp = log_softmax(self.activations @ (self.weight * (1.0 - z)).T + self.bias, axis=1)
         return -logp[np.arange(len(logp)), self.targets], logp
 
     @property
@@ -81,9 +81,13 @@ class LinearHead(Surrogate):
         n, starts = len(losses), self._starts()
         residual = np.exp(logp)
         residual[np.arange(n), self.targets] -= 1.0
-        per_sample = -(residual @ self.weight) * self.activations
         values = np.add.reduceat(losses - self.dense_losses, starts) / n
-        return values, np.add.reduceat(per_sample, starts, axis=0) / n
+        parts = [slice(*ends) for ends in zip(starts, [*starts[1:], n], strict=True)]
+        return values, np.array([self._gradient(residual[part], self.activations[part]) for part in parts]) / n
+
+    def _gradient(self, residual: np.ndarray, activations: np.ndarray) -> np.ndarray:
+        """Gradient (n,) of the summed loss of some samples from their residuals (M, C).  O(M C n), nothing larger."""
+        return -((residual.T @ activations) * self.weight).sum(0)
 
     def drops(self, z: np.ndarray) -> np.ndarray:
         base = self.dense_losses.mean()
@@ -93,5 +97,5 @@ class LinearHead(Surrogate):
         losses, logp = self._losses(z)
         residual = np.exp(logp)
         residual[np.arange(len(losses)), self.targets] -= 1.0
-        gradient = -((residual @ self.weight) * self.activations).mean(0)
+        gradient = self._gradient(residual, self.activations) / len(losses)
         return float(losses.mean() - self.dense_losses.mean()), gradient

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .game_contract import GameContract
     from .masking import masked_model
     from .sample_game_contract import SampleGameContract
+    from .solver_contract import SolverContract
     from .surrogate_contract import SurrogateContract
 
 _HOMES = {
@@ -19,8 +20,17 @@ _HOMES = {
     "NetworkCase": "cases",
     "GameContract": "game_contract",
     "SampleGameContract": "sample_game_contract",
+    "SolverContract": "solver_contract",
     "SurrogateContract": "surrogate_contract",
     "masked_model": "masking",
 }
 __getattr__ = lazy_attributes(__name__, _HOMES)
-__all__ = ["NETWORKS", "GameContract", "NetworkCase", "SampleGameContract", "SurrogateContract", "masked_model"]
+__all__ = [
+    "NETWORKS",
+    "GameContract",
+    "NetworkCase",
+    "SampleGameContract",
+    "SolverContract",
+    "SurrogateContract",
+    "masked_model",
+]

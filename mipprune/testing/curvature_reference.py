@@ -100,5 +100,5 @@ def _positions(module: nn.Module, x: np.ndarray, jacobian: np.ndarray) -> list[t
             slice(t * s, t * s + (k - 1) * d + 1, d)
             for t, s, k, d in zip(place, module.stride, module.kernel_size, module.dilation)
         )
-        out.append((padded[:, *window], jacobian[:, :, *place]))
+        out.append((padded[(slice(None), *window)], jacobian[(slice(None), slice(None), *place)]))
     return out

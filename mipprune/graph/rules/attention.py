@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from ..context import Context, Labels, Value, register_rule
+from ..context import Context, Labels, Value
+from ..registry import register_rule
 
 
 @register_rule("aten.scaled_dot_product_attention.default")

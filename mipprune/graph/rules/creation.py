@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..context import Context, Labels, Value, opaque, register_rule
+from ..context import Context, Labels, Value
+from ..registry import opaque, register_rule
 from .elementwise import names
 
 register_rule(*names(

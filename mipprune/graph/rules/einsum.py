@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ..context import Context, Labels, Value, register_rule
+from ..context import Context, Labels, Value
+from ..registry import register_rule
 
 
 @register_rule("aten.einsum.default")

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from ...errors import ModelStateError
-from ..context import Context, Labels, Value, register_rule
+from ..context import Context, Labels, Value
 from ..describe import describe
+from ..registry import register_rule
 
 
 def names(*operations: str) -> list[str]:

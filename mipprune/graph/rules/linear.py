@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from ...errors import TraceError
-from ..context import Context, Labels, Value, register_rule
+from ..context import Context, Labels, Value
 from ..describe import describe
+from ..registry import register_rule
 
 
 @register_rule("aten.linear.default")

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ..context import Context, Labels, Value, register_rule
+from ..context import Context, Labels, Value
+from ..registry import register_rule
 from ..sizes import TensorSize
 from .elementwise import names
 

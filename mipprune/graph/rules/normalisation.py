@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from ...errors import ModelStateError
-from ..context import Context, Labels, Masked, Value, register_rule
+from ..context import Context, Labels, Masked, Value
 from ..describe import describe
 from ..masked import masked_group_norm, masked_layer_norm, masked_rms_norm, masked_softmax
+from ..registry import register_rule
 
 
 @register_rule("aten.batch_norm.default")

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from ..context import Context, Labels, Value, register_rule
+from ..context import Context, Labels, Value
 from ..masked_recurrent import masked_gru, masked_lstm, masked_rnn
+from ..registry import register_rule
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 _MASKED = {"lstm": masked_lstm, "gru": masked_gru, "rnn_tanh": masked_rnn, "rnn_relu": masked_rnn}

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from ..context import Context, Labels, Masked, Value, register_rule
+from ..context import Context, Labels, Masked, Value
 from ..masked import masked_mean, masked_var
+from ..registry import register_rule
 from .elementwise import names
 
 
@@ -49,7 +50,7 @@ def _var(c: Context, x: Value, dims: Any = None, *_: Any, **__: Any) -> Labels:
 
 @register_rule("aten.linalg_vector_norm.default")
 def _norm(c: Context, x: Value, order: Any = 2, dims: Any = None, *_: Any, **__: Any) -> Labels:
-    return _reduced(c, x, _dims(dims, x.labels.ndim), None, order != 0 and order != -float("inf"))
+    return _reduced(c, x, _dims(dims, x.labels.ndim), None, order > 0)
 
 
 @register_rule(*names("amax", "amin", "argmax", "argmin", "logsumexp", "prod.dim_int", "prod.default", "any.dim",

@@ -1,4 +1,4 @@
-"""Repair without gradients."""
+"""Fresh batch-norm statistics."""
 
 from __future__ import annotations
 

@@ -1,0 +1,235 @@
+"""Accuracy after pruning at equal multiply-adds: mipprune beside Torch-Pruning, random and magnitude.
+
+    python benchmarks/quality.py [--quick] [--seeds N] [--models cnn,resnet] [--budgets 0.5,0.2] [--peer-seeds N] [--json FILE]
+
+Networks, data and training are those of bar.py.  Scores and repairs use the training split, choices between repaired
+networks the calibration split, accuracy is that of the 540 test images, which nothing else sees.
+
+Stages: "one-shot" (as cut), "bn" (batch-norm recalibrated), "refit" (ours: refit and convex head), "lm" (ours: second-order
+repair after that), "finetune" (five epochs of AdamW after the best of the former).  Methods: "mipprune" is ``mp.prune`` as
+it comes; "mipprune selection" its network as cut, for repair=(); "random", "magnitude" and "torch-pruning KIND SCOPE" get
+the same repair, on masks of their own (Torch-Pruning's network is compared as it is and with fresh batch-norm: its masks
+are cut by its own package).  Torch-Pruning takes channel ratios, so its budget is met by small steps until the
+multiply-adds are at or under it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import importlib.metadata
+import json
+import platform
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import bar
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mipprune as mp
+from mipprune.game import as_data
+from mipprune.graph import UnitGraph
+from mipprune.pruning.baseline import magnitude_mask
+from mipprune.pruning.repairing import Repairer
+from mipprune.train import fine_tune
+
+BUDGETS = (0.5, 0.2, 0.1, 0.05)
+STEPS = 25
+CRITERIA = ("random", "l1", "l2", "lamp", "bnscale", "taylor", "hessian")
+
+#: (method, stage, accuracy in %, share of multiply-adds, CPU seconds)
+Result = tuple[str, str, float, float, float]
+
+
+def staged(
+    method: str, model: nn.Module, graph: UnitGraph, kept: np.ndarray, data: bar.Data, ratio: float, seconds: float,
+    tune: bool, lm: bool,
+) -> Iterator[Result]:
+    """Accuracy of the mask's network after each repair."""
+    repairer = Repairer(graph, as_data(data.train, graph), as_data(data.calibration, graph), ())
+    stages = [("one-shot", ()), ("bn", ("bn",)), ("refit", ("bn", "refit", "head"))]
+    if lm:
+        stages.append(("lm", ("bn", "refit", "head", "lm")))
+    for stage, names in stages:
+        begin = time.process_time()
+        small, _ = repairer.deploy(kept, names)
+        yield method, stage, bar.accuracy(small, data.test), ratio, seconds + time.process_time() - begin
+    if tune:
+        begin = time.process_time()
+        small = fine_tune(small, data.train, validation=data.calibration, teacher=model, epochs=5, progress=False).model
+        yield method, "finetune", bar.accuracy(small, data.test), ratio, time.process_time() - begin
+
+
+def random_mask(graph: UnitGraph, limit: int, seed: int) -> np.ndarray:
+    """The shares of the magnitude mask, other units."""
+    generator = np.random.default_rng(seed)
+    counts = graph.costs.counts(magnitude_mask(graph, {"macs": limit}, np.zeros(graph.n_units, bool), 1))
+    kept = np.zeros(graph.n_units, dtype=bool)
+    for group, count in zip(graph.groups, counts, strict=True):
+        kept[group.offset + generator.permutation(group.size)[:count]] = True
+    return kept
+
+
+def ours(model: nn.Module, graph: UnitGraph, data: bar.Data, budget: float, lm: bool) -> Iterator[Result]:
+    """``mp.prune`` as it comes, and for networks that are left as cut."""
+    options = {"budget": mp.Macs(budget), "holdout": data.test, "validation": data.calibration, "progress": False}
+    result = mp.prune(model, data.train, **options)
+    lm = lm and any(isinstance(m, bar.Attention) for m in model.modules())  # it doesn't win on convolutions
+    yield from staged("mipprune", model, graph, result.kept, data, result.report.ratio("macs"),
+                      result.report.cpu_seconds, tune=True, lm=lm)
+    if budget < 0.2:
+        return  # as cut, nothing is left to compare
+    cut = mp.prune(model, data.train, repair=(), stages=8, **options)
+    yield ("mipprune selection", "one-shot", bar.accuracy(cut.model, data.test), cut.report.ratio("macs"),
+           cut.report.cpu_seconds)
+
+
+def simple(model: nn.Module, graph: UnitGraph, data: bar.Data, budget: float, seed: int) -> Iterator[Result]:
+    limit = int(budget * graph.macs())
+    masks = {"random": random_mask(graph, limit, seed),
+             "magnitude": magnitude_mask(graph, {"macs": limit}, np.zeros(graph.n_units, bool), 1)}
+    for method, kept in masks.items():
+        yield from staged(method, model, graph, kept, data, graph.macs(kept) / graph.macs(), 0.0, tune=False, lm=False)
+
+
+def torch_pruning(model: nn.Module, data: bar.Data, budget: float, seed: int, kinds: tuple[str, ...]) -> Iterator[Result]:
+    """Every criterion of Torch-Pruning that runs, locally and globally."""
+    dense = bar.macs(model, data.train[0])
+    for kind in kinds:
+        for scope in ("local", "global"):
+            begin = time.process_time()
+            try:
+                small = _torch_pruned(model, data, budget, kind, scope == "global", seed)
+            except Exception as error:  # a criterion that this network has no use for
+                warnings.warn(f"torch-pruning {kind} {scope}: {error}", stacklevel=1)
+                continue
+            method, ratio = f"torch-pruning {kind} {scope}", bar.macs(small, data.train[0]) / dense
+            seconds = time.process_time() - begin
+            yield method, "one-shot", bar.accuracy(small, data.test), ratio, seconds
+            if mp.recalibrate_batch_norm(small, _labelled(data.train)):
+                yield method, "bn", bar.accuracy(small, data.test), ratio, seconds
+            bar.fit(small, data.train, 5, seed)
+            yield method, "finetune", bar.accuracy(small, data.test), ratio, seconds
+
+
+def _labelled(part: bar.Part) -> mp.game.LabelledData:
+    return mp.game.LabelledData((part[0],), part[1])
+
+
+def _torch_pruned(model: nn.Module, data: bar.Data, budget: float, kind: str, whole: bool, seed: int) -> nn.Module:
+    import torch_pruning as tp
+
+    torch.manual_seed(seed)
+    small = copy.deepcopy(model)
+    importance = {
+        "random": tp.importance.RandomImportance,
+        "l1": lambda: tp.importance.MagnitudeImportance(p=1, group_reduction="mean"),
+        "l2": lambda: tp.importance.MagnitudeImportance(p=2, group_reduction="mean"),
+        "lamp": lambda: tp.importance.LAMPImportance(p=2),
+        "bnscale": tp.importance.BNScaleImportance,
+        "taylor": tp.importance.TaylorImportance,
+        "hessian": tp.importance.HessianImportance,
+    }[kind]()
+    last = next(m for name, m in small.named_children() if name in ("f2", "fc", "head"))
+    attention = [m for m in small.modules() if isinstance(m, bar.Attention)]
+    pruner = tp.pruner.BasePruner(
+        small, data.train[0][:2], importance=importance, global_pruning=whole, pruning_ratio=0.95,
+        max_pruning_ratio=0.95, iterative_steps=STEPS, ignored_layers=[last],
+        num_heads={m.qkv: m.num_heads for m in attention},
+        unwrapped_parameters=[(small.pos, 2)] if hasattr(small, "pos") else None,
+    )
+    limit = budget * bar.macs(small, data.train[0])
+    x, y = data.train
+    for _ in range(STEPS):
+        if kind == "taylor":
+            small.zero_grad()
+            F.cross_entropy(small(x), y).backward()
+        elif kind == "hessian":
+            small.zero_grad()
+            importance.zero_grad()
+            for loss in F.cross_entropy(small(x[:64]), y[:64], reduction="none"):
+                small.zero_grad()
+                loss.backward(retain_graph=True)
+                importance.accumulate_grad(small)
+        pruner.step()
+        for m in attention:
+            m.num_heads = pruner.num_heads[m.qkv]
+            m.head_dim = m.qkv.out_features // (3 * m.num_heads)
+        if bar.macs(small, x) <= limit:
+            break
+    small.zero_grad()
+    return small.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, two budgets, two criteria")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--peer-seeds", type=int, default=None, help="seeds for Torch-Pruning; all by default")
+    parser.add_argument("--models", default="cnn,resnet,transformer")
+    parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
+    parser.add_argument("--no-lm", action="store_true", help="leave the second-order repair out")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    seeds = 1 if arguments.quick else arguments.seeds
+    peers = seeds if arguments.peer_seeds is None else arguments.peer_seeds
+    budgets = (0.5, 0.1) if arguments.quick else tuple(float(b) for b in arguments.budgets.split(","))
+    kinds = ("l2", "taylor") if arguments.quick else CRITERIA
+    found: dict[tuple[str, float, str, str], list[tuple[float, float, float]]] = {}
+    for seed in range(seeds):
+        data = bar.digits(seed)
+        for name in arguments.models.split(","):
+            model, seconds = bar.trained(name, data, seed)
+            found.setdefault((name, 1.0, "dense", "one-shot"), []).append((bar.accuracy(model, data.test), 1.0, seconds))
+            graph = mp.trace(model, data.train[0][:1])
+            for budget in budgets:
+                results = [ours(model, graph, data, budget, not arguments.no_lm), simple(model, graph, data, budget, seed)]
+                if seed < peers:
+                    results.append(torch_pruning(model, data, budget, seed, kinds))
+                for part in results:
+                    for method, stage, accuracy, ratio, cpu in part:
+                        found.setdefault((name, budget, method, stage), []).append((accuracy, ratio, cpu))
+            _write(arguments.json, found)
+            _show(found, name, seed)
+    _write(arguments.json, found)
+
+
+def _rows(found: dict[tuple[str, float, str, str], list[tuple[float, float, float]]]) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for (name, budget, method, stage), values in found.items():
+        accuracy, ratio, cpu = np.array(values).T
+        rows.append({
+            "model": name, "budget": budget, "method": method, "stage": stage, "mean": float(accuracy.mean()),
+            "sd": float(accuracy.std(ddof=1)) if len(accuracy) > 1 else 0.0, "seeds": len(accuracy),
+            "macs_ratio": float(ratio.mean()), "macs_ratio_min": float(ratio.min()), "macs_ratio_max": float(ratio.max()),
+            "cpu_seconds": float(cpu.mean()), "values": accuracy.tolist(),
+        })
+    return rows
+
+
+def _write(path: Path | None, found: dict[tuple[str, float, str, str], list[tuple[float, float, float]]]) -> None:
+    if path is None:
+        return
+    versions = {p: importlib.metadata.version(p) for p in ("torch", "numpy", "torch-pruning")}
+    about = {"date": datetime.date.today().isoformat(), "python": platform.python_version(), "versions": versions}
+    path.write_text(json.dumps({"about": about, "rows": _rows(found)}, indent=1) + "\n")
+
+
+def _show(found: dict[tuple[str, float, str, str], list[tuple[float, float, float]]], name: str, seed: int) -> None:
+    print(f"{name}, seeds up to {seed}")
+    for row in _rows(found):
+        if row["model"] == name:
+            print(f"  {row['budget']:.0%} {row['method']}, {row['stage']}: {row['mean']:.2f} +- {row['sd']:.2f} "
+                  f"at {row['macs_ratio']:.3f}, {row['cpu_seconds']:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""What removing units of one group costs *after* the layers that read them are refitted: one curve per group."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from ..game.data import LabelledData
+from ..graph import Layer, UnitGraph, UnitGroup, find_layers
+from ..records import Record, frozen_array
+from .output_metric import output_metrics
+
+__all__ = ["RefitCurve", "refit_curves"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RefitCurve(Record):
+    """Backward elimination of one group.
+
+    Attributes:
+        order: int64 (n,): units within the group in the order of removal; the last one stays longest.
+        error: float64 (n,): entry r is the predicted KL in nats once ``order[:r]`` are removed and the readers refitted.
+        lower: float64 (n,): no choice of r units has a smaller predicted KL.
+    """
+
+    order: np.ndarray
+    error: np.ndarray
+    lower: np.ndarray
+
+    def mask(self, count: int) -> np.ndarray:
+        """Bool (n,): the units that stay when ``count`` do."""
+        kept = np.zeros(len(self.order), dtype=bool)
+        kept[self.order[len(self.order) - count :]] = True
+        return kept
+
+
+@dataclasses.dataclass
+class _Reader:
+    """One layer that reads the group: inverse covariance of its inputs, weights in the metric, the units' columns."""
+
+    inverse: np.ndarray  # (D, D)
+    weight: np.ndarray  # (m, D): sqrt(M / 2) W
+    columns: np.ndarray  # (n, b)
+
+
+def refit_curves(
+    graph: UnitGraph, data: LabelledData, *, pinned: np.ndarray | None = None, ridge: float = 1e-4,
+    temperature: float = 1.0, probes: int | None = None, seed: int = 0,
+) -> list[RefitCurve]:
+    """One curve per group of ``graph``.
+
+    With W the dense weights of a reader, G the centred covariance of its inputs and M its output metric
+    (:func:`output_metrics`), removing the inputs R and refitting the others costs
+
+        min_{W'} 1/2 E |W x - W' x_kept|_M^2 = 1/2 tr(M W_R (G^-1)_RR^-1 W_R'),
+
+    the block form of Optimal Brain Surgeon (Hassibi and Stork 1993), in which the least-squares weights of the rest
+    come along.  Units are removed one by one, each time the one with the smallest sum over all readers; G^-1 and W
+    follow by block elimination, O(D^2 b) a step.
+
+    Args:
+        pinned: bool (n_units,), units that stay; they come last in ``order``.
+    """
+    pinned = np.zeros(graph.n_units, dtype=bool) if pinned is None else pinned
+    layers = [layer for layer in find_layers(graph.program) if layer.groups == 1]
+    metrics = output_metrics(graph, data, layers, temperature=temperature, probes=probes, seed=seed)
+    readers = _readers(graph, data, layers, metrics, ridge)
+    return [_eliminate(g, readers[i], pinned[g.units]) for i, g in enumerate(graph.groups)]
+
+
+def _readers(
+    graph: UnitGraph, data: LabelledData, layers: list[Layer], metrics: dict[str, torch.Tensor], ridge: float
+) -> list[list[_Reader]]:
+    out: list[list[_Reader]] = [[] for _ in graph.groups]
+    tensors = graph.program.dense_tensors()
+    for layer, cov in zip(layers, _covariances(graph, data, layers), strict=True):
+        read = graph.program.read_of(layer.node)
+        if read is None or layer.node.name not in metrics:
+            continue
+        weight = tensors[layer.weight].double().flatten(1)
+        units = np.repeat(read.units.numpy(), weight.shape[1] // len(read.units))
+        damped = cov + ridge * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)
+        inverse = torch.linalg.inv(damped).numpy()
+        value, vector = torch.linalg.eigh(metrics[layer.node.name] / 2)
+        root = vector * value.clamp_min(0).sqrt()
+        for group, readers in zip(graph.groups, out, strict=True):
+            own = np.flatnonzero((units >= group.units.start) & (units < group.units.stop))
+            if len(own) == 0:
+                continue
+            columns = own[np.argsort(units[own], kind="stable")].reshape(group.size, -1)
+            readers.append(_Reader(inverse, (root.T @ weight).numpy(), columns))
+    return out
+
+
+def _covariances(graph: UnitGraph, data: LabelledData, layers: list[Layer]) -> list[torch.Tensor]:
+    """Centred covariance (D, D) of every layer's inputs."""
+    tensors = graph.program.dense_tensors()
+    second: dict[str, torch.Tensor] = {}
+    first: dict[str, torch.Tensor] = {}
+    count: dict[str, int] = {}
+    for part in data.batches(256):
+        env = dict(zip(graph.program.captured.inputs, part.inputs, strict=True))
+        values = graph.program.values(env, {layer.data for layer in layers})
+        for layer in layers:
+            x = layer.design(values[layer.data], tensors[layer.weight])[0]
+            name = layer.node.name
+            second[name] = second.get(name, 0) + (x @ x.T).double()
+            first[name] = first.get(name, 0) + x.sum(1, dtype=torch.float64)
+            count[name] = count.get(name, 0) + x.shape[1]
+    means = {name: first[name] / count[name] for name in first}
+    return [second[n] / count[n] - torch.outer(means[n], means[n]) for n in (layer.node.name for layer in layers)]
+
+
+def _eliminate(group: UnitGroup, readers: list[_Reader], pinned: np.ndarray) -> RefitCurve:
+    n = group.size
+    alive = np.arange(n)
+    # arrays are copied: elimination shrinks them
+    states = [(r.inverse.copy(), r.weight.copy(), r.columns.copy()) for r in readers]
+    error, order = np.zeros(n), []
+    lower = np.zeros(n)
+    for removed in range(n):
+        scores = sum((_scores(*state) for state in states), np.zeros(len(alive)))
+        if removed == 0:
+            lower[1:] = np.sort(scores)[: n - 1]
+        if removed == n - 1:
+            order.append(int(alive[0]))
+            break
+        free = np.where(pinned[alive], np.inf, scores)
+        if not np.isfinite(free).any():  # only pinned units are left: any order will do, no size below is allowed
+            order += alive.tolist()
+            error[removed + 1 :] = error[removed]
+            break
+        best = int(np.argmin(free))
+        error[removed + 1] = error[removed] + max(scores[best], 0.0)
+        order.append(int(alive[best]))
+        alive = np.delete(alive, best)
+        states = [_removed(*state, best) for state in states]
+    return RefitCurve(frozen_array(order, np.int64), frozen_array(error), frozen_array(np.minimum(lower, error)))
+
+
+def _scores(inverse: np.ndarray, weight: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    blocks = inverse[columns[:, :, None], columns[:, None, :]]  # (n, b, b)
+    own = weight[:, columns].transpose(1, 2, 0)  # (n, b, m)
+    return np.einsum("nbm,nbm->n", own, np.linalg.solve(blocks, own))
+
+
+def _removed(
+    inverse: np.ndarray, weight: np.ndarray, columns: np.ndarray, unit: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The state after block elimination of one unit's columns, without them."""
+    gone = columns[unit]
+    stay = np.delete(np.arange(len(inverse)), gone)
+    across = np.linalg.solve(inverse[np.ix_(gone, gone)], inverse[np.ix_(gone, stay)])
+    weight = weight[:, stay] - weight[:, gone] @ across
+    inverse = inverse[np.ix_(stay, stay)] - inverse[np.ix_(stay, gone)] @ across
+    number = np.full(len(stay) + len(gone), -1)
+    number[stay] = np.arange(len(stay))
+    return inverse, weight, number[np.delete(columns, unit, 0)]

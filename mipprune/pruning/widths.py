@@ -1,0 +1,150 @@
+"""A search over the widths of all layers whose oracle is the repaired network itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from ..costs import CostModel
+from ..curvature import RefitCurve
+from ..game import LabelledData
+from ..graph import UnitGraph
+from ..repair import CutNetwork, DenseRun, refit_cut
+
+__all__ = ["RefitOracle", "WidthSearch", "softened_divergence"]
+
+#: Softens the logits that networks are compared by: the wrong classes' ranking counts, not only the winner.
+TEMPERATURE = 4.0
+
+
+def softened_divergence(dense: torch.Tensor, small: torch.Tensor, temperature: float = TEMPERATURE) -> float:
+    """t^2 KL(dense || small) of the probabilities at temperature t, in nats, mean over samples."""
+    p = torch.log_softmax(dense.double() / temperature, -1)
+    q = torch.log_softmax(small.double() / temperature, -1)
+    return temperature**2 * float((p.exp() * (p - q)).sum(-1).mean())
+
+
+class RefitOracle:
+    """How far a mask's network is from the dense one on samples that its refit didn't see.
+
+    Two thirds of the data fit, the last third (and ``unseen``, if given) judges: a wide layer before a classifier
+    fits its own samples too well to be compared on them.
+    """
+
+    def __init__(self, graph: UnitGraph, data: LabelledData, unseen: LabelledData | None) -> None:
+        self.graph = graph
+        first = max(1, 2 * len(data) // 3)
+        self.fit = DenseRun(graph, data.take(slice(0, first)), enough=64)
+        rest = data.take(slice(first, None)) if len(data) > 1 else data
+        parts = [rest] if unseen is None else [rest, unseen]
+        self.inputs = tuple(torch.cat([p.inputs[i] for p in parts]) for i in range(len(data.inputs)))
+        with torch.no_grad():
+            self.logits = graph.program.run(self.inputs)
+
+    def __call__(self, kept: np.ndarray) -> float:
+        cut = CutNetwork(self.graph, kept)
+        refit_cut(cut, self.fit)
+        return softened_divergence(self.logits, cut.run(self.inputs))
+
+
+class WidthSearch:
+    """Exchanges between the widths of two groups, each judged by the oracle; masks come from the curves' orders.
+
+    Args:
+        limits: resource -> largest cost.
+        allowed: per group the widths it may have, ascending.
+        oracle: mask -> loss.
+    """
+
+    def __init__(
+        self, curves: Sequence[RefitCurve], costs: CostModel, limits: dict[str, int],
+        allowed: Sequence[np.ndarray],
+        oracle: Callable[[np.ndarray], float], seed: int = 0,
+    ) -> None:
+        self.curves, self.costs, self.limits, self.allowed = curves, costs, limits, allowed
+        self.oracle = oracle
+        self.seen: dict[tuple[int, ...], float] = {}
+        self._rng = np.random.default_rng(seed)
+
+    def mask(self, counts: np.ndarray) -> np.ndarray:
+        """Bool (n_units,): the units that stay longest in every curve."""
+        return np.concatenate([curve.mask(int(k)) for curve, k in zip(self.curves, counts, strict=True)])
+
+    def run(self, counts: np.ndarray, evaluations: int, goes_on: Callable[[], bool]) -> tuple[np.ndarray, float]:
+        """The best widths found, and their loss; ends at a local optimum, after ``evaluations``, or when told to."""
+        best = self.filled(np.array(counts, dtype=np.int64))
+        start = tuple(int(k) for k in counts)
+        loss = self._loss(best)
+        if tuple(best) != start and self._loss(np.array(start)) < loss:
+            best, loss = np.array(start), self._loss(np.array(start))
+        coarse = True
+        while len(self.seen) < evaluations and goes_on():
+            improved = False
+            pairs = [(a, b) for a in range(len(best)) for b in range(len(best)) if a != b]
+            self._rng.shuffle(pairs)
+            for a, b in pairs:
+                while len(self.seen) < evaluations and goes_on():
+                    trial = self._exchanged(best, a, b, coarse)
+                    if trial is None or self._key(trial) in self.seen:
+                        break
+                    value = self._loss(trial)
+                    if value >= loss:
+                        break
+                    best, loss, improved = trial, value, True  # and once more in the same direction
+            if not improved:
+                if not coarse:
+                    break
+                coarse = False
+        return best, loss
+
+    def filled(self, counts: np.ndarray) -> np.ndarray:
+        """The widths with what the limits still allow added, least predicted loss per cost first."""
+        counts = counts.copy()
+        while True:
+            options = []
+            for g, curve in enumerate(self.curves):
+                more = counts.copy()
+                more[g] = self._next(g, counts[g])
+                if more[g] > counts[g] and self._fits(more):
+                    size = len(curve.order)
+                    gain = curve.error[size - counts[g]] - curve.error[size - more[g]]
+                    price = sum(self.costs.cost(r, more) - self.costs.cost(r, counts) for r in self.limits)
+                    options.append((-gain / max(price, 1), g))
+            if not options:
+                return counts
+            best = min(options)[1]
+            counts[best] = self._next(best, counts[best])
+
+    def _exchanged(self, counts: np.ndarray, a: int, b: int, coarse: bool) -> np.ndarray | None:
+        """Fewer of group ``a``, as many more of ``b`` as that pays for."""
+        trial = counts.copy()
+        lower = self.allowed[a][self.allowed[a] <= counts[a] - (max(1, round(counts[a] / 6)) if coarse else 1)]
+        if not len(lower):
+            return None
+        trial[a] = lower[-1]
+        grown = trial.copy()
+        while (wider := self._next(b, grown[b])) > grown[b]:
+            last, grown[b] = grown[b], wider
+            if not self._fits(grown):
+                grown[b] = last
+                break
+        return None if grown[b] == trial[b] else self.filled(grown)
+
+    def _next(self, group: int, count: int) -> int:
+        """The next larger width that the group may have, or the present one if there is none."""
+        return int(min(self.allowed[group][self.allowed[group] > count], default=count))
+
+    def _fits(self, counts: np.ndarray) -> bool:
+        return all(self.costs.cost(r, counts) <= limit for r, limit in self.limits.items())
+
+    @staticmethod
+    def _key(counts: np.ndarray) -> tuple[int, ...]:
+        return tuple(int(k) for k in counts)
+
+    def _loss(self, counts: np.ndarray) -> float:
+        key = self._key(counts)
+        if key not in self.seen:
+            self.seen[key] = self.oracle(self.mask(counts))
+        return self.seen[key]

@@ -1,0 +1,84 @@
+"""The smaller network as a dictionary of tensors, run through the traced operations without building a module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from ..graph import UnitGraph
+from ..graph.capture import is_integer_node
+
+__all__ = ["CutNetwork"]
+
+
+class CutNetwork:
+    """The network that the mask ``kept`` leaves, with tensors of its own that repairs may change.
+
+    A search repairs hundreds of networks; cutting tensors and running the captured operations costs a fraction of
+    copying modules.  :meth:`write` carries the tensors over to the module that surgery made.
+
+    Attributes:
+        tensors: node name of the captured program -> parameter, buffer or constant, at the kept sizes.
+        kept: bool (n_units,).
+    """
+
+    def __init__(self, graph: UnitGraph, kept: np.ndarray) -> None:
+        self.graph = graph
+        self.kept = np.asarray(kept, dtype=bool)
+        self._names = graph.program.captured.tensors
+        cuts: dict[str, list[tuple[int, np.ndarray]]] = {}
+        for (name, dim), units in graph.unit_sites.items():
+            cuts.setdefault(name, []).append((dim, units))
+        canonical: dict[tuple[Any, ...], str] = {}  # a tied tensor is cut once, under its first name
+        done: dict[str, torch.Tensor] = {}
+        self.tensors: dict[str, torch.Tensor] = {}
+        for node, tensor in graph.program.dense_tensors().items():
+            name = canonical.setdefault((tensor.data_ptr() or node, tensor.shape), self._names[node])
+            if name not in done:
+                for dim, units in cuts.get(name, ()):
+                    tensor = tensor.index_select(dim, self._index(units).to(tensor.device))
+                done[name] = tensor.clone()
+            self.tensors[node] = done[name]
+        self._lengths: dict[str, dict[int, int]] = {}
+        for node, at, units in graph.program.lengths:
+            self._lengths.setdefault(node, {})[at] = int(np.where(units < 0, True, self.kept[units]).sum())
+
+    def _index(self, units: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.flatnonzero(np.where(units < 0, True, self.kept[units])))
+
+    def kept_index(self, node: str, dim: int) -> torch.Tensor | None:
+        """Which indices of dimension ``dim`` of the tensor ``node`` stay (int64); ``None`` if all do."""
+        units = self.graph.unit_sites.get((self._names[node], dim))
+        if units is None or self.kept[units[units >= 0]].all():
+            return None
+        return self._index(units)
+
+    @torch.no_grad()
+    def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Output of the small network."""
+        return self.evaluate(inputs, self.tensors)
+
+    def evaluate(self, inputs: Sequence[torch.Tensor], tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Output of the small network with other ``tensors`` (node name -> tensor), differentiable in them."""
+        captured = self.graph.program.captured
+        env: dict[str, Any] = dict(zip(captured.inputs, inputs, strict=True))
+        for node in captured.nodes:
+            if not is_integer_node(node):
+                env[node.name] = self.graph.program.apply(node, env, tensors, len(inputs[0]), self._lengths.get(node.name))
+        return env[captured.output.name]
+
+    @torch.no_grad()
+    def write(self, small: nn.Module) -> None:
+        """Copy the tensors into ``small``, a network that the same mask was cut from.  Shapes must agree."""
+        own = small.state_dict(keep_vars=True)
+        for node, tensor in self.tensors.items():
+            if self._names[node] in own:
+                own[self._names[node]].copy_(tensor)
+
+    def step(self, node: fx.Node, env: dict[str, Any], batch: int) -> Any:
+        """Result of one operation on the values in ``env``."""
+        return self.graph.program.apply(node, env, self.tensors, batch, self._lengths.get(node.name))

@@ -1,0 +1,102 @@
+"""Good masks of one size under a convex function: exchanges on a quadratic model, and kicks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .cardinality_search import exchange, kick
+from .oracles import Oracle
+
+__all__ = ["LocalSearch"]
+
+#: Units that may change sides, those nearest to it in the relaxation: at least, and at most.
+WINDOW, WIDEST = 400, 1200
+#: Exchanges that are evaluated exactly when the model has no better mask.
+SHORTLIST = 48
+#: Kicks without success before giving up.
+PATIENCE = 100
+
+
+class LocalSearch:
+    """Searches masks of a given size.  ``offer`` takes every local optimum (bool, (m,), removed units)."""
+
+    def __init__(self, oracle: Oracle, offer: Callable[[np.ndarray], float], seed: int = 0) -> None:
+        self.oracle, self.offer = oracle, offer
+        self.rng = np.random.default_rng(seed)
+
+    def search(self, point: np.ndarray, size: int, enough: float, goes_on: Callable[[], bool]) -> None:
+        """Removal masks of ``size`` units near a relaxation's ``point``; stops at values up to ``enough``."""
+        oracle, mask, offer = self._window(point, size)
+        mask, value, gradient, curvature = self._descend(oracle, mask, goes_on)
+        offer(mask)
+        failures = 0
+        while value > enough and failures < PATIENCE and goes_on():
+            strength = int(self.rng.integers(2, 6))
+            trial = exchange(gradient - curvature @ mask, curvature, kick(mask, gradient, strength, self.rng))
+            trial_value = oracle.value_and_gradient(trial.astype(np.float64))[0]
+            if trial_value < value - 1e-12 * abs(value):
+                mask, value, gradient, curvature = self._descend(oracle, trial, goes_on)
+                offer(mask)
+                failures = 0
+            else:
+                failures += 1
+
+    def descend(self, point: np.ndarray, size: int) -> None:
+        """One descent from a ``point``, rounded."""
+        oracle, mask, offer = self._window(point, size)
+        offer(self._descend(oracle, mask, lambda: True)[0])
+
+    def _window(self, point: np.ndarray, size: int) -> tuple[Oracle, np.ndarray, Callable[[np.ndarray], None]]:
+        """The units near to changing sides: ``f`` of them, where they stand after rounding, and how to offer them."""
+        gradient = self.oracle.value_and_gradient(point)[1]
+        start = np.zeros(len(point), dtype=bool)
+        start[np.lexsort((gradient, -point))[:size]] = True
+        near = ((point > 1e-6) & (point < 1.0 - 1e-6)) | (start != (point > 0.5))
+        price = float(np.median(gradient[near])) if near.any() else float(np.median(gradient))
+        distance = np.where(near, 0.0, np.abs(gradient - price))
+        width = min(max(WINDOW, 3 * int(near.sum())), WIDEST)
+        window = np.sort(np.argsort(distance, kind="stable")[:width])
+        oracle = self.oracle.restrict(start.astype(np.float64), window, np.zeros((0, len(point))), 0.0)
+
+        def offer(mask: np.ndarray) -> None:
+            whole = start.copy()
+            whole[window] = mask
+            self.offer(whole)
+
+        return oracle, start[window], offer
+
+    def _descend(
+        self, oracle: Oracle, mask: np.ndarray, goes_on: Callable[[], bool]
+    ) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
+        """Best masks of quadratic models, each around the last, while the exact value falls; then single exchanges."""
+        z = mask.astype(np.float64)
+        value, gradient = oracle.value_and_gradient(z)
+        curvature, stale = oracle.curvature(z), False
+        while goes_on():
+            trial = exchange(gradient - curvature @ z, curvature, mask)
+            trial_value, trial_gradient = oracle.value_and_gradient(trial.astype(np.float64))
+            if trial_value >= value - 1e-12 * abs(value):
+                if stale:  # the curvature is the costly part, so it is kept while it serves
+                    curvature, stale = oracle.curvature(z), False
+                    continue
+                moves = self._exchanges(mask, gradient, curvature)
+                if oracle.is_quadratic or not moves:
+                    break
+                values = oracle.values_around(z, moves)
+                if values.min() >= value - 1e-12 * abs(value):
+                    break
+                trial = mask.copy()
+                trial[moves[int(values.argmin())]] ^= True
+                trial_value, trial_gradient = oracle.value_and_gradient(trial.astype(np.float64))
+            mask, z, value, gradient, stale = trial, trial.astype(np.float64), trial_value, trial_gradient, True
+        return mask, value, gradient, curvature
+
+    def _exchanges(self, mask: np.ndarray, gradient: np.ndarray, curvature: np.ndarray) -> list[np.ndarray]:
+        """The exchanges that the model ranks first."""
+        half = 0.5 * np.diag(curvature)
+        out, back = np.flatnonzero(~mask), np.flatnonzero(mask)
+        change = (gradient + half)[out][:, None] + (half - gradient)[back][None] - curvature[np.ix_(out, back)]
+        best = np.argsort(change, axis=None, kind="stable")[:SHORTLIST]
+        return [np.array([out[i], back[j]]) for i, j in zip(*np.unravel_index(best, change.shape), strict=True)]
