@@ -96,9 +96,10 @@ def _positions(module: nn.Module, x: np.ndarray, jacobian: np.ndarray) -> list[t
     padded = np.pad(x, [(0, 0), *(tuple(s) for s in sides)], mode=mode)  # type: ignore[call-overload]
     out = []
     for place in itertools.product(*(range(n) for n in jacobian.shape[2:])):
-        window: tuple[Any, ...] = tuple(
+        window: tuple[Any, ...] = (slice(None), *(
             slice(t * s, t * s + (k - 1) * d + 1, d)
             for t, s, k, d in zip(place, module.stride, module.kernel_size, module.dilation)
-        )
-        out.append((padded[(slice(None), *window)], jacobian[(slice(None), slice(None), *place)]))
+        ))
+        here: tuple[Any, ...] = (slice(None), slice(None), *place)
+        out.append((padded[window], jacobian[here]))
     return out
