@@ -22,7 +22,7 @@ from ..curvature import Sharpness, sharpness
 from ..errors import BudgetError, ConfigError, ModelStateError
 from ..game.data import LabelledData, as_data, read_data
 from ..graph import UnitGraph, trace
-from ..records import Record
+from ..records import Record, frozen_array
 from ..surgery import PrunePlan, save
 from .flatness import FlatnessPenalty
 from .schedule import CubicSchedule, PruningEvent, choose_units
@@ -302,15 +302,19 @@ class _Run:
         limits = {r: math.floor(full[r] - (full[r] - limit) * share) for r, limit in self.limits.items()}
         state.model.eval()
         small = trace(state.model, tuple(x[:1] for x in self.samples.inputs))
-        if all(small.costs.cost(r, small.costs.sizes) <= limit for r, limit in limits.items()):
+        now = {r: dense.cost(r, dense.counts(state.kept)) for r in limits}
+        if all(now[r] <= limit for r, limit in limits.items()):
             return
+        # a last unit of a group isn't always a unit of the smaller network's graph: what it costs is a constant there
+        fixed = {r: now[r] - small.costs.cost(r, small.costs.sizes) for r in limits}
         kept, event = choose_units(
-            small, self.selection, limits, small.units_of(self.pin), min_keep=self.min_keep, solver=self.solver,
+            small, self.selection, {r: limits[r] - fixed[r] for r in limits}, small.units_of(self.pin), min_keep=self.min_keep, solver=self.solver,
             seed=self.seed, epoch=state.epoch,
         )
         state.remove(self.graph, small, kept)
         after, _ = _quality(state.model, self.selection)
-        state.events.append(dataclasses.replace(event, loss_after=after))
+        counts = dense.counts(state.kept)
+        state.events.append(dataclasses.replace(event, limits=limits, counts=frozen_array(counts, np.int64), loss_after=after))
 
     def finish(
         self, state: TrainingState, held: LabelledData, termination: str, weight_decay: float, began: float

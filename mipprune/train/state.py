@@ -49,7 +49,10 @@ class TrainingState:
     radii: list[float] = dataclasses.field(default_factory=list)
 
     def remove(self, dense: UnitGraph, small: UnitGraph, kept: np.ndarray) -> None:
-        """Keep only the units ``kept`` of the present network, whose graph is ``small``; momentum goes with them."""
+        """Keep only the units ``kept`` of the present network, whose graph is ``small``; momentum goes with them.
+
+        A single unit that is left of a group may not be a unit of ``small`` any more (it looks like a constant size).
+        """
         plan = PrunePlan.from_mask(small, kept)
         model = plan.apply(self.model)
         self.optimizer = transfer_optimizer(plan, self.model, model, self.optimizer)
@@ -58,8 +61,8 @@ class TrainingState:
             own = dense.unit_sites[site]
             left = own[np.where(own < 0, True, self.kept[own])]
             number[units[units >= 0]] = left[units >= 0]
-        mask = np.zeros(dense.n_units, dtype=bool)
-        mask[number[kept]] = True
+        mask = self.kept.copy()
+        mask[number[~kept]] = False
         self.model, self.kept, self.vectors = model, mask, {}
 
     def save(self, path: str | os.PathLike[str], settings: dict[str, Any]) -> None:
