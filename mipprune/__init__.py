@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .solver import Problem, Solution, solve
     from .study import compare
     from .surgery import PrunePlan, load, save, transfer_optimizer, verify
+    from .train import CubicSchedule, train_and_prune
 
 __version__ = "0.1.0"
 
@@ -74,6 +75,7 @@ _HOMES = {
     "recalibrate_batch_norm": "repair",
     "compare": "study",
     "PrunePlan": "surgery", "load": "surgery", "save": "surgery", "transfer_optimizer": "surgery", "verify": "surgery",
+    "CubicSchedule": "train", "train_and_prune": "train",
 }
 __getattr__ = lazy_attributes(__name__, _HOMES)
 __all__ = [
@@ -134,4 +136,6 @@ __all__ = [
     "save",
     "transfer_optimizer",
     "verify",
+    "CubicSchedule",
+    "train_and_prune",
 ]
