@@ -1,8 +1,8 @@
 """Flat minima while pruning: accuracy and sharpness of digits perceptrons that lose units during training.
 
-Networks of the same seed start from the same weights, see the same batches and are pruned by the same schedule and solver;
-they differ in what keeps them flat: nothing (mu=0), the K-FAC penalty, weight decay, or SAM.  Differences are paired over
-seeds.  Every setting is shown, so that a control can be judged at its best row.
+Networks of the same seed start from the same weights, see the same batches and are pruned by the same schedule and
+solver; they differ in what keeps them flat: nothing (mu=0), the K-FAC penalty, weight decay, or SAM.  Differences are
+paired over seeds.  Every setting is shown, so that a control can be judged at its best row.
 
 Run: python examples/flatness.py [--quick] [--seeds 5] [--out flatness.json]   (the picture lies beside the JSON file)
 """
@@ -70,20 +70,23 @@ def paired(rows: list[dict[str, float]], base: list[dict[str, float]], key: str)
 
 
 def table(removed: float, found: dict[str, list[dict[str, float]]]) -> Table:
+    """Means over seeds, and paired comparisons with mu=0."""
     out = Table(title=f"{removed:.0%} of the units removed, {SEEDS} seeds, {EPOCHS} epochs")
-    for name in ("setting", "accuracy", "- mu=0, points", "eigenvalue", "mu=0 / it", "relative", "mu=0 / it", "K-FAC / true"):
+    for name in ("setting", "accuracy", "- mu=0, points", "eigenvalue", "mu=0 / it", "relative", "mu=0 / it",
+                 "K-FAC / true"):
         out.add_column(name, justify="left" if name == "setting" else "right")
     for name, rows in found.items():
         mean = {key: np.mean([row[key] for row in rows]) for key in rows[0]}
         ratio = np.mean([row["kfac_sum"] / row["top"] for row in rows])
         base = found["mu=0"]
-        differences = [paired(rows, base, key) for key in ("accuracy", "top", "relative")] if name != "mu=0" else [""] * 3
+        differences = [paired(rows, base, key) if rows is not base else "" for key in ("accuracy", "top", "relative")]
         out.add_row(name, f"{mean['accuracy']:.2%}", differences[0], f"{mean['top']:.2f}", differences[1],
                     f"{mean['relative']:.3f}", differences[2], f"{ratio:.2f}")
     return out
 
 
 def plot(results: dict[float, dict[str, list[dict[str, float]]]], path: Path) -> None:
+    """Accuracy and top eigenvalue over the share of units removed: means and standard deviations over seeds."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)

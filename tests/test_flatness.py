@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -13,15 +14,15 @@ from mipprune.curvature import kfac_factors, spectral_radius
 from mipprune.testing.cases import NETWORKS
 from mipprune.train import FlatnessPenalty
 
-Vector = torch.Tensor
-
 
 def network(name: str, n: int = 7) -> tuple[nn.Module, torch.Tensor]:
     case = next(c for c in NETWORKS if c.name == name)
     return case.build().double(), case.inputs(n).double()
 
 
-def central_differences(function: Callable[[], float], weights: list[nn.Parameter], direction: Vector, h: float) -> float:
+def central_differences(
+    function: Callable[[], float], weights: list[nn.Parameter], direction: torch.Tensor, h: float
+) -> float:
     start, values = nn.utils.parameters_to_vector(weights).detach().clone(), []
     for sign in (1, -1):
         nn.utils.vector_to_parameters(start + sign * h * direction, weights)
@@ -74,7 +75,8 @@ def test_sketches_average_to_the_exact_moment_at_fixed_vectors() -> None:
     sketched = FlatnessPenalty(1.0)
     sketched._follow = lambda rows, vector: vector  # type: ignore[method-assign, assignment, return-value]
     sketched.vectors = exact.vectors
-    found = torch.tensor([sketched.radius(model, (x,), torch.rand(5, 4, dtype=torch.float64)).item() for _ in range(150)])
+    draws = torch.rand(150, 5, 4, dtype=torch.float64)
+    found = torch.tensor([sketched.radius(model, (x,), draw).item() for draw in draws])
     assert abs(float(found.mean()) - true) < 4.5 * float(found.std()) / len(found) ** 0.5
     assert float(found.std()) > 0
 
@@ -95,7 +97,7 @@ def test_vectors_are_warm_started_and_modes_restored() -> None:
     penalty = FlatnessPenalty(1.0, method="exact")
     draws = torch.zeros(len(x), 0, dtype=torch.float64)
     first = [float(penalty.radius(model, (x,), draws)) for _ in range(40)]
-    assert all(b >= a - 1e-12 for a, b in zip(first, first[1:], strict=False))  # Rayleigh quotients rise
+    assert all(b >= a - 1e-12 for a, b in itertools.pairwise(first))  # Rayleigh quotients rise
     true = spectral_radius(kfac_factors(model.eval(), (x, torch.zeros(len(x), dtype=torch.long))))
     assert first[-1] == pytest.approx(true, rel=1e-6)
     model.train()

@@ -143,7 +143,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     train_and_prune(model, data, budget=mp.Units(0.5), checkpoint=path, **FAST)
     content = path.read_bytes()
-    with pytest.raises(mp.errors.DataError, match="flatness=0.0, but this run has flatness=0.1"):
+    with pytest.raises(mp.errors.DataError, match=r"flatness=0\.0, but this run has flatness=0\.1"):
         train_and_prune(model, data, budget=mp.Units(0.5), checkpoint=path, flatness=0.1, **FAST)
     other = copy.deepcopy(model)
     nn.init.normal_(other[0].weight)
@@ -199,7 +199,7 @@ def test_errors_say_what_to_do() -> None:
         train_and_prune(model, data, budget=0.5, **FAST)  # type: ignore[arg-type]
     with pytest.raises(mp.errors.InfeasibleError):
         train_and_prune(model, data, budget=mp.Units(0.1), min_keep=4, **FAST)
-    with pytest.raises(mp.errors.UnknownLayerError, match="did you mean|prunable"):
+    with pytest.raises(mp.errors.UnknownLayerError, match="no prunable layer"):
         train_and_prune(model, data, budget=mp.Units(0.5), pin=["7"], **FAST)
     with pytest.raises(mp.errors.ConfigError, match="epochs"):
         train_and_prune(model, data, budget=mp.Units(0.5), epochs=0)

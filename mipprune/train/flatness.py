@@ -20,9 +20,9 @@ class FlatnessPenalty:
 
     rho adds up ``lambda_max(A_l) lambda_max(G_l)`` over the Linear and Conv layers.  With v and u the layer's top
     eigenvectors, it equals ``E[(a.v)^2] E[(g.u)^2]``, and by the Hellmann-Feynman theorem its gradient is the gradient
-    of that expression with v and u held fixed, wherever the top eigenvalues are simple.  So v and u are detached, follow
-    by power iteration from where the step before left them, and rho is differentiated through a and g (twice through
-    the network).  The class probabilities in the output curvature are differentiated too.
+    of that expression with v and u held fixed, wherever the top eigenvalues are simple.  So v and u are detached,
+    follow by power iteration from where the step before left them, and rho is differentiated through a and g (twice
+    through the network).  The class probabilities in the output curvature are differentiated too.
 
     Batch-norm and dropout act as in evaluation: a batch's own statistics would tie its samples together.
 
@@ -30,8 +30,8 @@ class FlatnessPenalty:
         mu: weight, at least 0.
         threshold: K, the radius that is free.
         aggregate: ``"sum"`` over layers or ``"max"``, see :func:`mipprune.curvature.spectral_radius`.
-        method, sharing: of the derivatives, see :func:`mipprune.curvature.kfac_factors`; ``"sketch"`` costs one backward
-            pass and is unbiased in the moments and in their gradients, ``"exact"`` costs one pass for each class.
+        method, sharing: of the derivatives, see :func:`mipprune.curvature.kfac_factors`; ``"sketch"`` costs one
+            backward pass and is unbiased in the moments and in their gradients, ``"exact"`` one pass for each class.
         iterations: power iterations per step.
 
     Attributes:
@@ -49,8 +49,8 @@ class FlatnessPenalty:
             raise ConfigError(f"the flatness penalty needs mu >= 0, threshold >= 0 and iterations >= 1, "
                               f"got {mu}, {threshold}, {iterations}")
         if aggregate not in ("sum", "max") or method not in ("sketch", "exact") or sharing not in ("reduce", "expand"):
-            raise ConfigError(f"the flatness penalty takes aggregate 'sum' or 'max', method 'sketch' or 'exact', sharing "
-                              f"'reduce' or 'expand'; got {aggregate!r}, {method!r}, {sharing!r}")
+            raise ConfigError(f"the flatness penalty takes aggregate 'sum' or 'max', method 'sketch' or 'exact', "
+                              f"sharing 'reduce' or 'expand'; got {aggregate!r}, {method!r}, {sharing!r}")
         self.mu, self.threshold, self.aggregate = mu, threshold, aggregate
         self.method, self.sharing, self.iterations = method, sharing, iterations
         self.vectors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -60,7 +60,7 @@ class FlatnessPenalty:
         return self.mu * (self.radius(model, inputs, draws) - self.threshold).clamp_min(0.0)
 
     def radius(self, model: nn.Module, inputs: tuple[torch.Tensor, ...], draws: torch.Tensor) -> torch.Tensor:
-        """rho on one batch at the present vectors, after following them.
+        """The radius rho on one batch at the present vectors, after following them.
 
         Args:
             draws: uniform numbers (N, n_draws), the seeds of the random signs; ``"exact"`` doesn't look at them.

@@ -168,7 +168,7 @@ def train_and_prune(
         ModelStateError: the loss stopped being finite.
         DataError, TraceError: as their texts say; also a checkpoint of another run.
     """
-    began = time.monotonic()
+    began, pin = time.monotonic(), tuple(pin)
     if epochs < 1 or not lr > 0 or batch_size < 2 or weight_decay < 0 or sharpness_aware < 0 or min_keep < 1:
         raise ConfigError("train_and_prune needs epochs >= 1, lr > 0, batch_size >= 2, min_keep >= 1, and weight_decay "
                           "and sharpness_aware not below 0")
@@ -184,14 +184,14 @@ def train_and_prune(
     run = _Run(
         graph=graph, samples=samples, selection=samples.take(order[:selection_samples]), limits=limits,
         penalty=penalty, shares=schedule.shares(epochs), epochs=epochs, lr=lr, sharpness_aware=sharpness_aware,
-        batch_size=batch_size, pin=tuple(pin), min_keep=min_keep, solver=solver, seed=seed,
+        batch_size=batch_size, pin=pin, min_keep=min_keep, solver=solver, seed=seed,
     )
     student = copy.deepcopy(dense).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=weight_decay)
     state = TrainingState(student, optimizer, np.ones(graph.n_units, dtype=bool))
     settings = {
-        "limits": limits, "flatness": flatness, "threshold": threshold, "aggregate": aggregate, "epochs": epochs, "lr": lr,
-        "weight_decay": weight_decay, "sharpness_aware": sharpness_aware, "batch_size": batch_size,
+        "limits": limits, "flatness": flatness, "threshold": threshold, "aggregate": aggregate, "epochs": epochs,
+        "lr": lr, "weight_decay": weight_decay, "sharpness_aware": sharpness_aware, "batch_size": batch_size,
         "schedule": dataclasses.asdict(schedule), "pin": sorted(pin), "min_keep": min_keep, "seed": seed,
         "selection_samples": selection_samples, "solver": solver,
         "identity": identity(dense, (*samples.inputs, samples.targets)),
@@ -254,8 +254,8 @@ class _Run:
                 total, radius = total + loss * len(part), radius + rho / len(batches)
         mean = total / len(self.samples)
         if not math.isfinite(mean) or not math.isfinite(radius):
-            raise ModelStateError(f"training diverged in epoch {state.epoch + 1} (loss {mean}, spectral radius {radius}); "
-                                  f"lower lr or flatness")
+            raise ModelStateError(f"training diverged in epoch {state.epoch + 1} (loss {mean}, spectral radius "
+                                  f"{radius}); lower lr or flatness")
         state.vectors = self.penalty.vectors
         state.losses.append(mean)
         if self.penalty.mu > 0:
@@ -290,7 +290,7 @@ class _Run:
         return loss.item(), rho
 
     def _set_lr(self, optimizer: torch.optim.Optimizer, epochs_done: float) -> None:
-        """A tenth of linear warm-up, then cosine to 0: a function of the time alone, so that resuming needs no state."""
+        """A tenth of linear warm-up, then cosine to 0: a function of time alone, so that resuming needs no state."""
         t = epochs_done / self.epochs
         factor = max(t, 0.01 / self.epochs) / 0.1 if t < 0.1 else 0.5 * (1 + math.cos(math.pi * (t - 0.1) / 0.9))
         for group in optimizer.param_groups:
@@ -308,13 +308,17 @@ class _Run:
         # a last unit of a group isn't always a unit of the smaller network's graph: what it costs is a constant there
         fixed = {r: now[r] - small.costs.cost(r, small.costs.sizes) for r in limits}
         kept, event = choose_units(
-            small, self.selection, {r: limits[r] - fixed[r] for r in limits}, small.units_of(self.pin), min_keep=self.min_keep, solver=self.solver,
-            seed=self.seed, epoch=state.epoch,
+            small, self.selection, {r: limits[r] - fixed[r] for r in limits}, small.units_of(self._present(small)),
+            min_keep=self.min_keep, solver=self.solver, seed=self.seed, epoch=state.epoch,
         )
         state.remove(self.graph, small, kept)
         after, _ = _quality(state.model, self.selection)
-        counts = dense.counts(state.kept)
-        state.events.append(dataclasses.replace(event, limits=limits, counts=frozen_array(counts, np.int64), loss_after=after))
+        counts = frozen_array(dense.counts(state.kept), np.int64)
+        state.events.append(dataclasses.replace(event, limits=limits, counts=counts, loss_after=after))
+
+    def _present(self, small: UnitGraph) -> list[str]:
+        """The pinned layers that still have units in the smaller network's graph."""
+        return [name for name in self.pin if any(name in group.producers for group in small.groups)]
 
     def finish(
         self, state: TrainingState, held: LabelledData, termination: str, weight_decay: float, began: float
@@ -348,7 +352,8 @@ def _limits(budget: Any, graph: UnitGraph, pin: Iterable[str], min_keep: int) ->
     if not budgets or not all(hasattr(b, "limit") and hasattr(b, "resource") for b in budgets):
         raise BudgetError(f"budget: expected Macs(ratio), Params(ratio), Units(ratio) or several, got {budget!r}")
     if not graph.groups:
-        raise BudgetError("the network has no prunable unit: " + "; ".join(f"{p.module}: {p.reason}" for p in graph.pinned))
+        reasons = "; ".join(f"{p.module}: {p.reason}" for p in graph.pinned)
+        raise BudgetError(f"the network has no prunable unit: {reasons}")
     graph.units_of(pin)  # an unknown layer is told before any training
     return {b.resource: b.limit(graph.costs) for b in budgets}
 

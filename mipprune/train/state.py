@@ -95,8 +95,8 @@ class TrainingState:
         for name in sorted(settings.keys() | document["settings"].keys()):
             now, then = settings.get(name), document["settings"].get(name)
             if now != then:
-                raise DataError(f"{path}: saved with {name}={then!r}, but this run has {name}={now!r}; resume with equal "
-                                f"settings, or name another file")
+                raise DataError(f"{path}: saved with {name}={then!r}, but this run has {name}={now!r}; resume with "
+                                f"equal settings, or name another file")
         kept = np.zeros(dense.n_units, dtype=bool)
         kept[document["kept"]] = True
         plan = PrunePlan.from_mask(dense, kept)
@@ -108,7 +108,7 @@ class TrainingState:
                 tensor.copy_(tensors[f"model/{name}"])
         scalars: dict[str, float] = document["scalars"]
         for i, parameter in enumerate(p for group in self.optimizer.param_groups for p in group["params"]):
-            own = {k.partition("/")[2]: v for k, v in scalars.items() if k.partition("/")[0] == str(i)}
+            own: dict[str, Any] = {k.partition("/")[2]: v for k, v in scalars.items() if k.partition("/")[0] == str(i)}
             for name, tensor in tensors.items():
                 kind, _, rest = name.partition("/")
                 if kind == "optimizer" and rest.partition("/")[0] == str(i):
