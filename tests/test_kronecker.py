@@ -20,8 +20,11 @@ from mipprune.curvature import (
 )
 from mipprune.curvature.kronecker import output_roots
 from mipprune.curvature.probes import Probes, probed_layers
+from mipprune.demo import train
 from mipprune.testing.cases import NETWORKS, NetworkCase
 from mipprune.testing.curvature_reference import dense_curvature, kfac_reference
+
+from .conftest import Digits
 
 SMALL = [case for case in NETWORKS if not case.vocabulary]
 small = pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
@@ -272,3 +275,16 @@ def test_errors_say_what_to_do() -> None:
         model[0].weight[0, 0] = float("inf")
     with pytest.raises(mp.errors.ModelStateError, match="aren't finite"):
         kfac_factors(model, data)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_sum_is_near_the_true_eigenvalue_on_digits(seed: int, digits_flat: Digits) -> None:
+    x, y = digits_flat.train
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    for epochs in (2, 6):
+        model = train(model, x, y, epochs, seed)
+        true = hessian_top_eigenvalues(model, (x[:400], y[:400]), tol=1e-3).values[0]
+        factors = kfac_factors(model, (x[:400], y[:400]))
+        assert abs(spectral_radius(factors) / true - 1) < 0.25
+        assert spectral_radius(factors, "max") < 0.8 * true
