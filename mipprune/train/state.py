@@ -63,7 +63,7 @@ class TrainingState:
             number[units[units >= 0]] = left[units >= 0]
         mask = self.kept.copy()
         mask[number[~kept]] = False
-        self.model, self.kept, self.vectors = model, mask, {}
+        self.model, self.kept = model, mask  # vectors of another shape start anew
 
     def save(self, path: str | os.PathLike[str], settings: dict[str, Any]) -> None:
         """Write the state; a reader sees the old file or the new one."""
