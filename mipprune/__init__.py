@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from .lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from . import curvature, errors, estimate, game, graph, solver, surgery, surrogates, testing
+    from . import curvature, errors, estimate, game, graph, repair, solver, surgery, surrogates, testing, train
     from .costs import BilinearCost, CostModel
     from .curvature import expand_gates, fit_linear_head
     from .errors import MipPruneError
     from .estimate import banzhaf, compare, interactions, leave_one_out, semivalue, shapley
     from .game import Game, LayerGame, TableGame
     from .graph import UnitGraph, trace
-    from .pruning import LossIncrease, Macs, Params, PruneResult, Units, prune
+    from .pruning import AccuracyDrop, LossIncrease, Macs, Params, PruneResult, Units, prune
     from .solver import Problem, Solution, solve
     from .repair import recalibrate_batch_norm
     from .surgery import PrunePlan, load, save, verify
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "solver": "", "surgery": "",
-    "surrogates": "", "testing": "",
+    "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "repair": "", "solver": "", "surgery": "",
+    "surrogates": "", "testing": "", "train": "",
     "BilinearCost": "costs", "CostModel": "costs",
     "MipPruneError": "errors",
     "UnitGraph": "graph", "trace": "graph",
@@ -34,7 +34,7 @@ _HOMES = {
     "semivalue": "estimate", "shapley": "estimate",
     "expand_gates": "curvature", "fit_linear_head": "curvature",
     "Problem": "solver", "Solution": "solver", "solve": "solver",
-    "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
+    "AccuracyDrop": "pruning", "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
     "prune": "pruning",
     "PrunePlan": "surgery", "load": "surgery", "recalibrate_batch_norm": "repair", "save": "surgery",
     "verify": "surgery",
@@ -47,10 +47,12 @@ __all__ = [
     "game",
     "estimate",
     "curvature",
+    "repair",
     "solver",
     "surgery",
     "surrogates",
     "testing",
+    "train",
     "BilinearCost",
     "CostModel",
     "MipPruneError",
@@ -70,6 +72,7 @@ __all__ = [
     "Problem",
     "Solution",
     "solve",
+    "AccuracyDrop",
     "LossIncrease",
     "Macs",
     "Params",

@@ -1,7 +1,10 @@
 """pruning: the one orchestrator.  Everything else in the house works without it."""
 
-from .options import Budget, LossIncrease, Macs, Params, Units
+from .certificate import Certificate
+from .options import AccuracyDrop, Budget, LossIncrease, Macs, Params, Units
 from .pipeline import prune
 from .result import PruneReport, PruneResult
 
-__all__ = ["Budget", "LossIncrease", "Macs", "Params", "PruneReport", "PruneResult", "Units", "prune"]
+__all__ = [
+    "AccuracyDrop", "Budget", "Certificate", "LossIncrease", "Macs", "Params", "PruneReport", "PruneResult", "Units", "prune",
+]

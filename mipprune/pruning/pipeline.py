@@ -19,8 +19,11 @@ from ..graph import UnitGraph, trace
 from ..solver import Solution
 from ..surgery import PrunePlan, verify
 from .baseline import magnitude_mask
+from .certificate import certify_accuracy
+from .diagnosis import diagnose
+from .ladder import climb_down
 from .measure import measure
-from .options import Budget, LossIncrease
+from .options import AccuracyDrop, Budget, LossIncrease
 from .result import LayerReport, PruneReport, PruneResult
 from .repairing import REPAIRS, Repairer
 from .search import Candidate, OutOfTime, Searcher, Stage, search_widths, tighten, under_budget, within_tolerance
@@ -36,7 +39,7 @@ def prune(
     data: Any,
     *,
     budget: Budget | Sequence[Budget] | None = None,
-    tolerance: LossIncrease | None = None,
+    tolerance: LossIncrease | AccuracyDrop | None = None,
     minimize: str = "units",
     layers: Iterable[str] | None = None,
     pin: Iterable[str] = (),
@@ -64,7 +67,9 @@ def prune(
         data: calibration data the network classifies: ``(inputs, targets)``, a ``Dataset`` or an iterable of batches.
         budget: ``Macs(0.5)``, ``Params(0.3)``, ``Units(0.4)`` or several of them, all to be met.
         tolerance: ``LossIncrease(nats)``: the pruned, repaired network's mean cross-entropy on the calibration data
-            exceeds the dense one's by at most that; exactly one of ``budget`` and ``tolerance`` is given.
+            exceeds the dense one's by at most that; or ``AccuracyDrop(drop, confidence)``: the smallest network on a
+            ladder of budgets whose accuracy provably falls by at most that
+            (:func:`~mipprune.pruning.ladder.climb_down`); exactly one of ``budget`` and ``tolerance`` is given.
         minimize: with a tolerance, what is made small: ``"units"``, ``"params"`` or ``"macs"``.
         layers: module paths of the layers to prune; all prunable ones by default.
         pin: module paths of layers to leave alone.
@@ -100,6 +105,10 @@ def prune(
         TraceError, ModelStateError, UnknownLayerError, DataError, ConfigError: as their texts say.
         VerificationError: the smaller network doesn't compute what the masked one does; nothing is returned then.
     """
+    given = dict(locals())
+    if isinstance(tolerance, AccuracyDrop) and budget is None:
+        _check_options(minimize, min_keep, surrogate, stages, repair, time_limit)
+        return climb_down(lambda rung: prune(**(given | {"budget": rung, "tolerance": None})), tolerance, minimize)
     begin, begin_cpu = time.monotonic(), time.process_time()
     budgets = _requirement(budget, tolerance)
     _check_options(minimize, min_keep, surrogate, stages, repair, time_limit)
@@ -279,6 +288,8 @@ def _finish(
         pruned_calibration=pruned,
         verification=checked,
         repairs=repairs,
+        certificate=certify_accuracy(graph.model, small, held_out),
+        diagnosis=diagnose(graph, best.kept, data),
         seconds=time.monotonic() - begin,
         cpu_seconds=ready - begin_cpu,
     )
