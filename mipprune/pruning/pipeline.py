@@ -26,12 +26,14 @@ from .measure import measure
 from .options import AccuracyDrop, Budget, LossIncrease
 from .result import LayerReport, PruneReport, PruneResult
 from .repairing import REPAIRS, Repairer
-from .search import Candidate, OutOfTime, Searcher, Stage, search_widths, tighten, under_budget, within_tolerance
+from .search import Candidate, OutOfTime, Searcher, Stage, jointly, search_widths, tighten, under_budget, within_tolerance
 from .surrogates import KINDS, SURROGATES
 
 __all__ = ["prune"]
 
 DEFAULT_STAGES = 4
+#: Of the joint quadratic; 16 add nothing (measured).
+JOINT_STAGES = 8
 
 
 def prune(
@@ -76,9 +78,10 @@ def prune(
         min_keep: fewest units to keep in every group, at least 1.
         surrogate: ``"refit"``: what removals cost after the layers that read the units are refitted
             (:func:`~mipprune.curvature.refit_curves`), and under a budget a search over widths that repairs and
-            measures every network it tries; or ``"quadratic"``, ``"additive"``, ``"head"``, see
+            measures every network it tries; ``"joint"``: one quadratic in the gates of all layers, expanded anew in every
+            stage, for budgets (:class:`~mipprune.pruning.joint.JointProblem`); or layer by layer ``"quadratic"``, ``"additive"``, ``"head"``, see
             :func:`mipprune.pruning.surrogates.layer_surrogates`.  By default ``"refit"`` if that is among the repairs
-            and ``stages`` isn't asked for, else ``"quadratic"``.
+            and ``stages`` isn't asked for, else ``"joint"`` (budget) or ``"quadratic"`` (tolerance).
         stages: how often the surrogate is measured anew while units leave.  By default both 1 and 4 stages are tried
             and the network with the lower calibration loss (or cost, with a tolerance) wins; ``"head"`` and
             ``"refit"`` use 1.
@@ -114,6 +117,10 @@ def prune(
     _check_options(minimize, min_keep, surrogate, stages, repair, time_limit)
     if surrogate is None:
         surrogate = "refit" if "refit" in repair and stages in (None, 1) else "quadratic"
+        if surrogate == "quadratic" and stages is None and tolerance is None:
+            surrogate = "joint"
+    if surrogate == "joint" and tolerance is not None:
+        raise ConfigError("surrogate='joint' takes budgets; with a tolerance use 'refit' or 'quadratic'")
     graph, calibration, held_out = prepare(model, data, holdout, example_input, seed)
     unseen = None if validation is None else as_data(validation, graph, "validation data")
     repairer = Repairer(graph, calibration, calibration if unseen is None else unseen, tuple(repair))
@@ -191,6 +198,8 @@ def _search(
 ) -> tuple[Candidate, str]:
     """Run the strategies; Ctrl-C and the time limit end them early, and the best candidate so far is what counts."""
     refits = search.surrogate == "refit"
+    if search.surrogate == "joint":
+        return _search_jointly(search, limits, JOINT_STAGES if stages is None else stages, first)
     follows = not refits and SURROGATES[search.surrogate][1] and search.surrogate != "additive"
     plans = [1] if refits else [stages] if stages is not None else [1, DEFAULT_STAGES] if follows else [1]
     found: list[Candidate] = []
@@ -216,6 +225,20 @@ def _search(
     if termination == "optimal" and best.stages:
         termination = best.stages[-1].termination
     return best, termination
+
+
+def _search_jointly(
+    search: Searcher, limits: dict[str, int], stages: int, first: np.ndarray
+) -> tuple[Candidate, str]:
+    found: list[Candidate] = []
+    termination = "iteration_limit"
+    try:
+        jointly(search, limits, stages, found)
+    except OutOfTime:
+        termination = "time_limit"
+    except KeyboardInterrupt:
+        termination = "interrupted"
+    return (found or [Candidate(first, search.truth(first), ())])[0], termination
 
 
 def _best(search: Searcher, found: list[Candidate], tolerance: LossIncrease | None, minimize: str) -> Candidate:
