@@ -16,7 +16,7 @@ from mipprune.errors import BudgetError, TraceError
 from mipprune.relu import OamipOptions, select
 from mipprune.relu.oamip import OamipProgram, mask_of, solve_oamip
 from mipprune.relu.requirement import losses
-from mipprune.solver import solve_linear
+from mipprune.solver import LinearOutcome, solve_linear
 from mipprune.testing.cases import NetworkCase
 
 from .test_bounds_intervals import CASES
@@ -158,6 +158,33 @@ def test_out_of_time_the_dense_scores_are_an_answer(small: Instance) -> None:
     assert solution.termination == "time_limit"
     assert solution.kept.all()
     assert not solution.proved
+
+
+def test_ctrl_c_returns_what_there_is(small: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mipprune.relu.oamip.solve_linear", interrupted)
+    solution = select(small.graph, small.data, "oamip")
+    assert solution.termination == "interrupted"
+    assert solution.kept.all()
+
+
+def test_without_time_for_the_relaxation_the_program_itself_is_solved(
+    small: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def slow_when_relaxed(mip: Any, *rest: Any) -> LinearOutcome:
+        seen.append(bool(mip.integer.any()))
+        if not mip.integer.any():
+            return LinearOutcome(None, np.inf, -np.inf, "time_limit", 0.0)
+        return solve_linear(mip, *rest)
+
+    monkeypatch.setattr("mipprune.relu.oamip.solve_linear", slow_when_relaxed)
+    solution = select(small.graph, small.data, "oamip")
+    assert seen[:2] == [False, True]
+    assert solution.proved
 
 
 def test_impossible_options() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,13 @@ from mipprune.bounds import piecewise_linear, value_ranges
 from mipprune.demo import train
 from mipprune.errors import BudgetError, InfeasibleError, SolverError, UnknownLayerError
 from mipprune.game import as_data
-from mipprune.relu import Margin, MeanLoss, ReluSolution, select
+from mipprune.relu import Margin, MeanLoss, ReluSolution, pool, select
 from mipprune.relu.masked_rows import MaskedRows
 from mipprune.relu.oracle import network_oracle
 from mipprune.relu.requirement import losses, margins
 from mipprune.relu.sound import SoundProgram
 from mipprune.relu.task import Task
-from mipprune.solver import LinearMip, MipBuilder, solve_linear
+from mipprune.solver import LinearMip, LinearOutcome, MipBuilder, solve_linear
 from mipprune.testing import masked_model
 
 from .test_bounds_intervals import CASES
@@ -142,7 +144,7 @@ def test_every_mask_that_meets_the_requirement_is_a_solution(case: Any, kind: st
 # -- optima ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", ["highs", "scip"])
+@pytest.mark.parametrize("solver", ["highs", "scip", "cbc"])
 @pytest.mark.parametrize("seed", range(3))
 def test_enumeration_agrees_on_margins(seed: int, solver: str) -> None:
     instance = Instance(_mlp(seed, (5, 5, 4, 3)), (5,), 8, seed)
@@ -262,6 +264,21 @@ def test_out_of_time_there_is_a_verified_incumbent_with_its_bound(digits_flat: A
     np.testing.assert_allclose(solution.logits, logits, atol=1e-9)
 
 
+@pytest.mark.parametrize(("proved", "reported"), [(2.3, 3.0), (2.0 + 1e-8, 2.0), (-np.inf, 2.0)])
+def test_the_solver_s_bound_is_rounded_up(
+    small: Instance, monkeypatch: pytest.MonkeyPatch, proved: float, reported: float
+) -> None:
+    def out_of_time(*_: Any) -> LinearOutcome:
+        return LinearOutcome(None, np.inf, proved, "time_limit", 0.0)
+
+    monkeypatch.setattr("mipprune.relu.sound.solve_linear", out_of_time)
+    dense = float(margins(small.logits(np.ones((1, 9), dtype=bool))[0], small.y.numpy()).min())
+    solution = select(small.graph, small.data, margin=0.9 * dense)
+    assert solution.objective == 4
+    assert solution.bound == reported
+    assert solution.termination == "time_limit"
+
+
 def test_ctrl_c_returns_the_incumbent(small: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -325,3 +342,28 @@ def test_the_record_goes_to_json_and_back(small: Instance) -> None:
     solution = select(small.graph, small.data, margin=0.0)
     assert ReluSolution.from_dict(solution.to_dict()) == solution
     assert "units kept (proved optimal)" in str(solution)
+
+
+@pytest.mark.slow
+def test_the_document_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "relu.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert "units kept (proved optimal)" in capsys.readouterr().out
+    assert names["small"](names["x"]).shape == (10, 3)
+
+
+def test_a_pool_holds_the_smallest_masks_in_order(small: Instance) -> None:
+    masks = small.masks()
+    met = masks[Margin(0.0, 1).met(small.logits(masks), small.y.numpy())]
+    sizes = np.sort(met.sum(1))
+    found = pool(small.graph, small.data, 4, slack=1, margin=0.0, max_violated=1)
+    assert all(solution.proved for solution in found)
+    assert len({solution.kept.tobytes() for solution in found}) == len(found)
+    assert [s.n_kept for s in found] == sizes[: min(4, (sizes <= sizes[0] + 1).sum())].tolist()
+    apart = pool(small.graph, small.data, 3, slack=9, min_distance=3, margin=0.0, max_violated=1)
+    for i, solution in enumerate(apart):
+        assert all((solution.kept != other.kept).sum() >= 3 for other in apart[:i])
+    with pytest.raises(SolverError, match="formulation='sound'"):
+        pool(small.graph, small.data, 2, formulation="oamip")

@@ -110,6 +110,7 @@ class Context:
         self.values: dict[str, Any] = {}
         self.node: fx.Node = None  # type: ignore[assignment]  # set before every rule
         self._claimed: set[int] = set()
+        self._carried: dict[str, tuple[int | None, Labels]] = {}
         self.spoken: dict[str, set[Site]] = {}
 
     # -- what the operation is ---------------------------------------------------------------------------------------
@@ -315,9 +316,11 @@ class Context:
         """Labels along the dimension that a size was read from; ``None`` if the tensor isn't known."""
         name = self.captured.results.get((size.call, size.output))
         value = self.values.get(name) if name is not None else None
-        if not isinstance(value, Value):
+        if name is None or not isinstance(value, Value):
             return None
-        dim, labels = self.carry(value)
+        if name not in self._carried:
+            self._carried[name] = self.carry(value)
+        dim, labels = self._carried[name]
         return labels if dim == size.dim else self.zeros([value.labels.shape[size.dim]])
 
     def _position(self, argument: int, item: int) -> int:

@@ -58,6 +58,9 @@ def apply_rule(context: Context, node: fx.Node, args: tuple[Any, ...], kwargs: d
             f"trace(..., ignore=[{context.module!r}]), which pins whatever reaches it; or say what it does with "
             f"@mipprune.graph.register_rule({name!r}), see docs/coverage.md."
         )
+    for keyword, given in kwargs.items():
+        if isinstance(given, Value):
+            context.pin(given.labels, f"given as keyword {keyword}=, which rules don't look at")
     result = rule(context, *args, **kwargs)
     context.close_sizes()
     return result

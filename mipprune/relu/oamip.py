@@ -22,6 +22,8 @@ __all__ = ["OamipOptions", "OamipProgram", "OamipResult", "solve_oamip"]
 
 #: Gap between objective and bound, relative, at which the rounds of tangents end.
 RELATIVE_GAP = 1e-4
+#: Share of the time limit after which the binaries are no longer relaxed.
+_RELAXED_SHARE = 0.4
 #: Most linear programs; half of them, at most, with relaxed binaries.
 _MAX_ROUNDS = 200
 
@@ -176,39 +178,59 @@ def solve_oamip(
 
     The first rounds relax the binaries, which is cheap and yields most of the tangents.
     """
-    deadline = math.inf if time_limit is None else time.monotonic() + time_limit
+    begin = time.monotonic()
     program = OamipProgram(task, options)
     best = program.dense_point()
     result = OamipResult(program, np.ones(task.n_units), np.ones(task.n_units, bool), program.objective(best))
-    mip = _cut(result, program.mip, best)
-    relaxed = True
-    while result.n_rounds < _MAX_ROUNDS and not result.closed:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            result.termination = "time_limit"
-            break
-        program_now = dataclasses.replace(mip, integer=np.zeros_like(mip.integer)) if relaxed else mip
-        limit = None if math.isinf(remaining) else remaining
-        outcome = solve_linear(program_now, solver, limit, threads, None if relaxed else _filled(program, best), seed)
-        result.n_rounds += 1
-        result.bound = max(result.bound, outcome.bound)
-        if outcome.x is None or outcome.termination != "optimal":
-            result.termination = outcome.termination
-            if outcome.x is None or relaxed:
-                break
-        x, value = outcome.x, program.objective(outcome.x)
-        if not relaxed and value < result.objective:
-            best, result.objective, result.scores = x, value, np.clip(x[program.rows.gates], 0.0, 1.0)
-        if outcome.termination != "optimal":
-            break
-        mip = _cut(result, mip, x)
-        if relaxed and (value - outcome.bound <= RELATIVE_GAP * max(1.0, abs(value)) or
-                        result.n_rounds >= _MAX_ROUNDS // 2):
-            relaxed = False
+    try:
+        result.termination = _rounds(result, best, begin, time_limit, solver, threads, seed)
+    except KeyboardInterrupt:
+        result.termination = "interrupted"
     if result.closed:
         result.termination = "optimal"
     result.kept = mask_of(result.scores, task, options.threshold)
     return result
+
+
+def _rounds(
+    result: OamipResult, best: np.ndarray, begin: float, time_limit: float | None, solver: str, threads: int, seed: int
+) -> str:
+    """Linear programs until objective and bound agree; returns why that ended."""
+    program = result.program
+    mip = _cut(result, program.mip, best)
+    limit = math.inf if time_limit is None else time_limit
+    relaxed = True
+    while result.n_rounds < _MAX_ROUNDS and not result.closed:
+        left = limit - (time.monotonic() - begin)
+        if left <= 0:
+            return "time_limit"
+        if relaxed:  # at least a little, so that a slow start still yields a bound
+            left = max(left - (1 - _RELAXED_SHARE) * limit, 0.1 * left) if time_limit else left
+            now = dataclasses.replace(mip, integer=np.zeros_like(mip.integer))
+        else:
+            now = mip
+        outcome = solve_linear(
+            now, solver, left if time_limit else None, threads, None if relaxed else _filled(program, best), seed
+        )
+        result.n_rounds += 1
+        result.bound = max(result.bound, outcome.bound)
+        if outcome.termination == "interrupted":
+            return "interrupted"
+        if relaxed and (outcome.x is None or outcome.termination != "optimal"):
+            relaxed = False  # too large to be relaxed first in the time given
+            continue
+        if outcome.x is None:
+            return "solver_error" if outcome.termination == "unbounded" else outcome.termination
+        x, value = outcome.x, program.objective(outcome.x)
+        if not relaxed and value < result.objective:
+            best, result.objective, result.scores = x, value, np.clip(x[program.rows.gates], 0.0, 1.0)
+        if outcome.termination != "optimal":
+            return outcome.termination
+        mip = _cut(result, mip, x)
+        late = time.monotonic() - begin > _RELAXED_SHARE * limit
+        if late or result.n_rounds >= _MAX_ROUNDS // 2 or value - outcome.bound <= RELATIVE_GAP * max(1.0, abs(value)):
+            relaxed = False
+    return "iteration_limit"
 
 
 def mask_of(scores: np.ndarray, task: Task, threshold: float) -> np.ndarray:

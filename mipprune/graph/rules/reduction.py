@@ -50,7 +50,7 @@ def _var(c: Context, x: Value, dims: Any = None, *_: Any, **__: Any) -> Labels:
 
 @register_rule("aten.linalg_vector_norm.default")
 def _norm(c: Context, x: Value, order: Any = 2, dims: Any = None, *_: Any, **__: Any) -> Labels:
-    return _reduced(c, x, _dims(dims, x.labels.ndim), None, order != 0 and order != -float("inf"))
+    return _reduced(c, x, _dims(dims, x.labels.ndim), None, order > 0)
 
 
 @register_rule(*names("amax", "amin", "argmax", "argmin", "logsumexp", "prod.dim_int", "prod.default", "any.dim",
