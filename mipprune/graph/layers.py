@@ -1,4 +1,4 @@
-"""Linear and convolution layers as least-squares problems: their inputs as a design matrix, their weights as a matrix."""
+"""Linear and convolution layers as least-squares problems: inputs as a design matrix, weights as a matrix."""
 
 from __future__ import annotations
 
