@@ -143,6 +143,7 @@ def find_layers(program: Program) -> list[Layer]:
 
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
+    """The operation's arguments by the names in its schema."""
     schema = node.target._schema  # type: ignore[union-attr]
     names = [a.name for a in schema.arguments]
     return dict(zip(names, node.args)) | dict(node.kwargs)
