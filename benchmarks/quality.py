@@ -85,7 +85,7 @@ def ours(model: nn.Module, graph: UnitGraph, data: bar.Data, budget: float, lm: 
                       result.report.cpu_seconds, tune=True, lm=lm)
     if budget < 0.2:
         return  # as cut, nothing is left to compare
-    cut = mp.prune(model, data.train, repair=(), stages=8, **options)
+    cut = mp.prune(model, data.train, repair=(), **options)
     yield ("mipprune selection", "one-shot", bar.accuracy(cut.model, data.test), cut.report.ratio("macs"),
            cut.report.cpu_seconds)
 

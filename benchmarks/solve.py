@@ -43,6 +43,7 @@ Row = dict[str, Any]
 
 
 def main() -> None:
+    """Print a line per row, and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="digits alone, 5 s per solve")
     parser.add_argument("--cases", nargs="+", choices=FULL, default=list(FULL), help="parts of the full run")
@@ -192,9 +193,10 @@ def line(row: Row) -> str:
     def number(value: Any) -> str:
         return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
+    state = "proved" if row["proved"] else f"gap {row['gap'] or 0:.2%}"
     return (
         f"{row['case']:<22} {row['formulation']:<26} {row['solver']:<6} objective {number(row['objective']):<10} "
-        f"bound {number(row['bound']):<10} {'proved' if row['proved'] else 'gap ' + format(row['gap'] or 0, '.2%'):<10} "
+        f"bound {number(row['bound']):<10} {state:<10} "
         f"{row['seconds']:6.1f} s wall {row['cpu_seconds']:6.1f} s cpu  verified {row['verified']}  greedy "
         f"{number(row['baseline_greedy'])} weight {number(row['baseline_weight'])} loo {number(row['baseline_loo'])}"
     )

@@ -33,6 +33,7 @@ from mipprune.solver import (
 from mipprune.solver.arithmetic import Ball, Dyadic
 from mipprune.solver.certificate import Leaf
 from mipprune.solver.certificate_bound import LeafBounds
+from mipprune.solver.certificate_start import smooth_points
 from mipprune.solver.least_sum import least_sum
 from mipprune.solver.minorants import minorant_rule
 from mipprune.surrogates import Additive, LinearHead, Quadratic, Surrogate
@@ -418,3 +419,33 @@ def test_a_foreign_surrogate_is_checked_on_trust_and_says_so() -> None:
     assert report.bound <= solution.objective
     with pytest.raises(SolverError, match="register_minorant"):
         check_certificate(problem, solution.certificate, exact=True)
+
+
+def test_smooth_points_give_the_relaxations_bound_at_once() -> None:
+    """The tangent at the minimiser of the smooth Lagrangian makes the root's bound, before any linear program."""
+    rng = np.random.default_rng(5)
+    activations, weight = rng.random((80, 30)), rng.normal(size=(4, 30))
+    head = LinearHead(activations, weight, np.zeros(4), (activations @ weight.T).argmax(1), 4)
+    for problem in (
+        Problem.minimize_units(head, max_drop=0.05),
+        Problem.minimize_drop(Quadratic(rng.random(30), rng.normal(size=(12, 30))), budgets={"units": 14}),
+    ):
+        solution = solve(problem, "scip")
+        z = list(smooth_points(problem, solution.kept, lambda: True))[-1]
+        value, gradient = problem.surrogate.drop_and_gradient(z)
+        if problem.objective == "drop":
+            assert z.sum() == pytest.approx(16, abs=0.5)
+            order = np.sort(gradient)[:16]
+            bound = value - gradient @ z + order.sum()  # the tangent's least value under the budget
+        else:
+            assert value == pytest.approx(0.05, abs=0.005)
+            prices = gradient[(z > 1e-6) & (z < 1 - 1e-6)]  # units that are neither kept nor removed cost the same
+            assert np.ptp(prices) < 1e-3 * prices.mean()
+            assert np.ceil((1 - z).sum() - 0.05) <= solution.objective
+        certificate = certify(problem, solution, max_leaves=1).certificate
+        assert certificate is not None
+        assert check_certificate(problem, certificate, exact=True).bound >= (
+            bound - 1e-6 if problem.objective == "drop" else np.ceil((1 - z).sum() - 0.05)
+        )
+    linear = Problem.minimize_units(Additive(np.ones(30)), max_drop=3.0)
+    assert list(smooth_points(linear, np.ones(30, dtype=bool), lambda: True)) == []

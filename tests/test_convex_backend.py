@@ -11,7 +11,7 @@ from mipprune.solver import Problem, solve
 from mipprune.solver.cardinality_qp import ActiveSet
 from mipprune.solver.convex_tree import ConvexTree
 from mipprune.solver.oracles import FunctionOracle, HeadOracle, Oracle, oracle_of
-from mipprune.surrogates import Additive, LinearHead, Quadratic, Surrogate
+from mipprune.surrogates import Additive, LinearHead, Quadratic, RobustAdditive, Surrogate
 
 KINDS = ("additive", "quadratic", "head")
 
@@ -152,6 +152,18 @@ def test_auto_takes_it_for_one_group_and_it_refuses_several() -> None:
     with pytest.raises(SolverError, match="one group"):
         solve(problem, solver="nlp")
     assert solve(problem).solver == "scip"
+
+
+def test_multiples_hold_and_other_surrogates_go_to_scip() -> None:
+    head = surrogate_of("head", 14)
+    problem = Problem.minimize_units(head, max_drop=0.3, multiples=4)
+    found = solve(problem, solver="nlp")
+    assert found.n_kept % 4 == 0 or found.n_kept == 14
+    assert found.objective == solve(problem, solver="brute").objective
+    robust = RobustAdditive(np.linspace(0.1, 1.0, 14), np.full(14, 0.1))
+    problem = Problem.minimize_units(robust, max_drop=2.0)
+    assert solve(problem).solver == "scip"
+    assert solve(problem, solver="nlp").objective == solve(problem, solver="brute").objective
 
 
 def test_infeasible_within_pins() -> None:

@@ -13,18 +13,26 @@ from torch import nn
 
 import mipprune as mp
 from mipprune.surgery import PrunePlan
-from mipprune.testing.cases import NetworkCase
+from mipprune.testing.architectures import ARCHITECTURES, HUGGING_FACE
+from mipprune.testing.cases import NETWORKS, NetworkCase
 
 from .test_graph import cases, masks
 
+everywhere = pytest.mark.parametrize(
+    "case", [*NETWORKS, *(pytest.param(c, marks=pytest.mark.slow) for c in (*ARCHITECTURES, *HUGGING_FACE))],
+    ids=lambda c: c.name,
+)
+
 
 def pruned(case: NetworkCase) -> tuple[nn.Module, torch.Tensor]:
+    if case in HUGGING_FACE:
+        pytest.importorskip("transformers")
     model, x = case.build(), case.inputs(4)
     graph = mp.trace(model, x)
     return PrunePlan.from_mask(graph, masks(graph.n_units, 1, graph.costs.sizes, seed=4)[0]).apply(model), x
 
 
-@cases
+@everywhere
 def test_export(case: NetworkCase) -> None:
     small, x = pruned(case)
     program = torch.export.export(small, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
@@ -47,7 +55,7 @@ def test_tracing_and_pruning_again(case: NetworkCase) -> None:
 
 
 @pytest.mark.slow
-@cases
+@everywhere
 def test_onnx(case: NetworkCase) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")

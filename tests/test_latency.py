@@ -214,17 +214,33 @@ def test_a_table_that_was_wrong_tightens_the_limit(measured: list[float]) -> Non
     y = model(x).argmax(1)
     table = invented(mp.trace(model, x), x[:4])
     first = run(model, (x, y), budget=mp.Latency(0.5, table))
-    measured[:] = [0.6, 0.45]
+    measured[:] = [0.6, 0.49]
     second = run(model, (x, y), budget=mp.Latency(0.5, table))
-    assert second.report.latency == said(0.45)
+    assert second.report.latency == said(0.49)
     spent = [r.report.costs_pruned["latency"] / r.report.costs_dense["latency"] for r in (first, second)]
     assert spent[1] <= spent[0] - 0.1
-    measured[:] = [0.6, 0.7, 0.65]  # never met: the fastest one seen, and the truth about it
+    measured[:] = [0.6, 0.3, 0.49]  # needlessly fast, then near enough: between the two, and better
+    middle = run(model, (x, y), budget=mp.Latency(0.5, table))
+    assert middle.report.latency in (said(0.3), said(0.49))
+    assert middle.report.pruned_calibration.loss <= second.report.pruned_calibration.loss
+    measured[:] = [0.6, 0.7, 0.65, 0.62]  # never met: the fastest one seen, and the truth about it
     third = run(model, (x, y), budget=mp.Latency(0.5, table))
     assert third.report.latency == said(0.6)
     assert np.array_equal(third.kept, first.kept)
     measured[:] = [0.99]  # no mask could make up for that
     assert run(model, (x, y), budget=mp.Latency(0.3, table)).report.latency == said(0.99)
+
+
+def test_the_next_limit() -> None:
+    case = NETWORKS[0]
+    table = quick_table(mp.trace(case.build(), case.inputs()), case.inputs())
+    table = dataclasses.replace(table, total=np.full_like(table.total, 1e-12))  # 1,000 units of the cost
+    check = timing.LatencyCheck(mp.Latency(0.5), (), table, 0)
+    assert check._next_limit([(500, 0.45)]) is None
+    assert check._next_limit([(500, 0.6)]) == pytest.approx(400, abs=1)
+    assert check._next_limit([(500, 0.6), (400, 0.55)]) == pytest.approx(350, abs=1)
+    assert check._next_limit([(500, 0.6), (400, 0.4)]) == pytest.approx(450, abs=1)
+    assert check._next_limit([(500, 0.6), (400, 0.4), (450, 0.49)]) is None
 
 
 def test_a_latency_budget_is_met_on_the_clock() -> None:

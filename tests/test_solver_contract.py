@@ -26,3 +26,9 @@ class TestBrute(SolverContract):
 
 class TestAuto(SolverContract):
     solver = "auto"
+
+
+class TestNlp(SolverContract):
+    solver = "nlp"
+    one_group = True
+    seeds = range(120)

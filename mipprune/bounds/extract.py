@@ -156,7 +156,7 @@ class _Extraction:
             args = (*args[:2], None, *args[3:])
         with torch.no_grad():
             result = node.target(*args, **kwargs)  # type: ignore[operator]
-        if not isinstance(result, torch.Tensor) or len(result) != batch:
+        if not isinstance(result, torch.Tensor) or result.ndim == 0 or len(result) != batch:
             raise TraceError(f"{describe(node)} mixes samples or returns no tensor; bounds have no rule for that")
         return np.asarray(result.reshape(batch, -1).numpy())
 

@@ -20,17 +20,32 @@ from ..latency import LatencyComparison, with_latency
 from ..solver import Solution
 from ..surgery import PrunePlan, verify
 from .baseline import magnitude_mask
+from .certificate import certify_accuracy
+from .diagnosis import diagnose
+from .ladder import climb_down
 from .measure import measure
-from .options import Budget, LossIncrease
+from .options import AccuracyDrop, Budget, LossIncrease
 from .repairing import REPAIRS, Repairer
 from .result import LayerReport, PruneReport, PruneResult
-from .search import Candidate, OutOfTime, Searcher, Stage, search_widths, tighten, under_budget, within_tolerance
+from .search import (
+    Candidate,
+    OutOfTime,
+    Searcher,
+    Stage,
+    jointly,
+    search_widths,
+    tighten,
+    under_budget,
+    within_tolerance,
+)
 from .surrogates import KINDS, SURROGATES
 from .timing import LatencyCheck
 
 __all__ = ["prune"]
 
 DEFAULT_STAGES = 4
+#: Of the joint quadratic; 16 add nothing (measured).
+JOINT_STAGES = 8
 
 
 def prune(
@@ -38,7 +53,7 @@ def prune(
     data: Any,
     *,
     budget: Budget | Sequence[Budget] | None = None,
-    tolerance: LossIncrease | None = None,
+    tolerance: LossIncrease | AccuracyDrop | None = None,
     minimize: str = "units",
     layers: Iterable[str] | None = None,
     pin: Iterable[str] = (),
@@ -67,10 +82,12 @@ def prune(
         model: the trained network, in evaluation mode; neither changed nor kept.
         data: calibration data the network classifies: ``(inputs, targets)``, a ``Dataset`` or an iterable of batches.
         budget: ``Macs(0.5)``, ``Params(0.3)``, ``Units(0.4)``, ``Latency(0.6)`` or several of them, all to be met.
-            Latency is measured again on the pruned network; where the table was wrong, the limit is tightened and the
-            problem solved again, at most twice, and the report says what was reached.
+            Latency is measured again on the pruned network; where the table was wrong, the problem is solved again
+            under another limit, at most three times, and the report says what was reached.
         tolerance: ``LossIncrease(nats)``: the pruned, repaired network's mean cross-entropy on the calibration data
-            exceeds the dense one's by at most that; exactly one of ``budget`` and ``tolerance`` is given.
+            exceeds the dense one's by at most that; or ``AccuracyDrop(drop, confidence)``: the smallest network on a
+            ladder of budgets whose accuracy provably falls by at most that
+            (:func:`~mipprune.pruning.ladder.climb_down`); exactly one of ``budget`` and ``tolerance`` is given.
         minimize: with a tolerance, what is made small: ``"units"``, ``"params"`` or ``"macs"``.
         layers: module paths of the layers to prune; all prunable ones by default.
         pin: module paths of layers to leave alone.
@@ -80,9 +97,10 @@ def prune(
             fewer, and may always keep all.
         surrogate: ``"refit"``: what removals cost after the layers that read the units are refitted
             (:func:`~mipprune.curvature.refit_curves`), and under a budget a search over widths that repairs and
-            measures every network it tries; or ``"quadratic"``, ``"additive"``, ``"head"``, see
+            measures every network it tries; ``"joint"``: one quadratic in the gates of all layers, expanded anew in every
+            stage, for budgets (:class:`~mipprune.pruning.joint.JointProblem`); or layer by layer ``"quadratic"``, ``"additive"``, ``"head"``, see
             :func:`mipprune.pruning.surrogates.layer_surrogates`.  By default ``"refit"`` if that is among the repairs
-            and ``stages`` isn't asked for, else ``"quadratic"``.
+            and ``stages`` isn't asked for, else ``"joint"`` (budget) or ``"quadratic"`` (tolerance).
         stages: how often the surrogate is measured anew while units leave.  By default both 1 and 4 stages are tried
             and the network with the lower calibration loss (or cost, with a tolerance) wins; ``"head"`` and
             ``"refit"`` use 1.
@@ -109,11 +127,21 @@ def prune(
         TraceError, ModelStateError, UnknownLayerError, DataError, ConfigError: as their texts say.
         VerificationError: the smaller network doesn't compute what the masked one does; nothing is returned then.
     """
+    given = dict(locals())
+    if isinstance(tolerance, AccuracyDrop) and budget is None:
+        _check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
+        return climb_down(lambda rung: prune(**(given | {"budget": rung, "tolerance": None})), tolerance, minimize)
     begin, begin_cpu = time.monotonic(), time.process_time()
     budgets = _requirement(budget, tolerance)
     _check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
     if surrogate is None:
         surrogate = "refit" if "refit" in repair and stages in (None, 1) else "quadratic"
+        if surrogate == "quadratic" and stages is None and tolerance is None and multiple == 1:
+            surrogate = "joint"
+    if surrogate == "joint" and tolerance is not None:
+        raise ConfigError("surrogate='joint' takes budgets; with a tolerance use 'refit' or 'quadratic'")
+    if surrogate == "joint" and multiple > 1:
+        raise ConfigError("surrogate='joint' knows no width multiples; use 'refit' or 'quadratic'")
     graph, calibration, held_out = prepare(model, data, holdout, example_input, seed, ignore)
     unseen = None if validation is None else as_data(validation, graph, "validation data")
     repairer = Repairer(graph, calibration, calibration if unseen is None else unseen, tuple(repair))
@@ -207,6 +235,8 @@ def _search(
 ) -> tuple[Candidate, str]:
     """Run the strategies; Ctrl-C and the time limit end them early, and the best candidate so far is what counts."""
     refits = search.surrogate == "refit"
+    if search.surrogate == "joint":
+        return _search_jointly(search, limits, JOINT_STAGES if stages is None else stages, first)
     follows = not refits and SURROGATES[search.surrogate][1] and search.surrogate != "additive"
     plans = [1] if refits else [stages] if stages is not None else [1, DEFAULT_STAGES] if follows else [1]
     found: list[Candidate] = []
@@ -232,6 +262,20 @@ def _search(
     if termination == "optimal" and best.stages:
         termination = best.stages[-1].termination
     return best, termination
+
+
+def _search_jointly(
+    search: Searcher, limits: dict[str, int], stages: int, first: np.ndarray
+) -> tuple[Candidate, str]:
+    found: list[Candidate] = []
+    termination = "iteration_limit"
+    try:
+        jointly(search, limits, stages, found)
+    except OutOfTime:
+        termination = "time_limit"
+    except KeyboardInterrupt:
+        termination = "interrupted"
+    return (found or [Candidate(first, search.truth(first), ())])[0], termination
 
 
 def _best(search: Searcher, found: list[Candidate], tolerance: LossIncrease | None, minimize: str) -> Candidate:
@@ -305,6 +349,8 @@ def _finish(
         pruned_calibration=pruned,
         verification=checked,
         repairs=repairs,
+        certificate=certify_accuracy(graph.model, small, held_out),
+        diagnosis=diagnose(graph, best.kept, data),
         seconds=time.monotonic() - begin,
         cpu_seconds=ready - begin_cpu,
         latency=latency,

@@ -19,11 +19,16 @@ from ..latency.fit import FEMTOSECONDS
 from ..records import Record
 from ..solver import Solution
 from ..surgery import PrunePlan, Verification, save, transfer_optimizer
+from .certificate import Certificate
+from .diagnosis import Diagnosis
 from .measure import Quality
 from .repairing import RepairStep
 from .search import Stage
 
 __all__ = ["LayerReport", "PruneReport", "PruneResult"]
+
+#: A fall of the accuracy from which on the printed report says where it comes from.
+NOTABLE_DROP = 0.005
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,6 +59,8 @@ class PruneReport(Record):
         dense_calibration, pruned_calibration: quality on the calibration data, which the selection saw.
         verification: masked network against the smaller one, before repair.
         repairs: what each repair did after surgery, on the data that judges them.
+        certificate: exact bounds from the held-out data.
+        diagnosis: what each group's mask costs alone, before repair.
         seconds: wall-clock time of everything.
         cpu_seconds: CPU time of this process until the network was ready: selection and repair, without the baseline.
         latency: with a latency budget, the dense and the pruned network timed in pairs after everything else.
@@ -74,6 +81,8 @@ class PruneReport(Record):
     pruned_calibration: Quality
     verification: Verification
     repairs: tuple[RepairStep, ...]
+    certificate: Certificate
+    diagnosis: Diagnosis
     seconds: float
     cpu_seconds: float
     latency: LatencyComparison | None = None
@@ -157,6 +166,9 @@ class PruneReport(Record):
         for step in self.repairs:
             lines.append(f"{step.name}: loss {step.loss:.4f}, accuracy {step.accuracy:.2%}"
                          + ("" if step.taken else " (not taken)") + f", {step.seconds:.2f} s")
+        lines.append(str(self.certificate))
+        if self.pruned.accuracy < self.dense.accuracy - NOTABLE_DROP:
+            lines.append(str(self.diagnosis))
         lines += [f"not prunable: {line}" for line in self.pinned]
         return "\n".join(lines)
 

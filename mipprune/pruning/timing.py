@@ -21,8 +21,10 @@ from .search import Candidate, Searcher
 
 __all__ = ["LatencyCheck"]
 
-#: Searches in all: the first, and repetitions under a tightened limit.
-ATTEMPTS = 3
+#: Searches in all: the first, and repetitions under another limit.
+ATTEMPTS = 4
+#: A share of the budget that a repetition should use.
+NEAR = 0.97
 #: Seconds spent on a table that wasn't given, and on each comparison of two networks.
 MEASURING, COMPARING = 20.0, 2.0
 
@@ -71,33 +73,48 @@ class LatencyCheck:
     def enforce(
         self, search: Searcher, best: Candidate, termination: str, limits: dict[str, int], again: Search
     ) -> tuple[Candidate, str, LatencyComparison | None]:
-        """Measure ``best``; while it is too slow, search again under a limit lowered by what the table was off.
+        """Measure ``best``; while it is too slow, or a repetition needlessly fast, search again under another limit.
 
-        Returns the fastest candidate seen (the first that meets the budget ends it), why the last search stopped, and
-        the candidate's timing, if Ctrl-C left one.
+        Returns the candidate that meets the budget with the least loss, else the fastest one; why the last search
+        stopped; and the candidate's timing, if Ctrl-C left one.
         """
-        reached = None
+        seen: list[tuple[Candidate, LatencyComparison]] = []
         try:
-            reached = self._measure(search, best)
-            for _ in range(ATTEMPTS - 1):
-                if reached.ratio <= self.budget.ratio or termination in ("interrupted", "time_limit"):
+            seen.append((best, self._measure(search, best)))
+            while len(seen) < ATTEMPTS and termination not in ("interrupted", "time_limit"):
+                limit = self._next_limit([(self._table_cost(search, c), timing.ratio) for c, timing in seen])
+                if limit is None:
                     break
-                limits = {**limits, "latency": self._tighter(search, best, reached)}
-                magnitude_mask(search.graph, limits, search.pinned, search.min_keep, search.multiple)  # is any left?
-                found, termination = again(limits)
-                timing = self._measure(search, found)
-                if timing.ratio < reached.ratio:
-                    best, reached = found, timing
+                now = {**limits, "latency": limit}
+                magnitude_mask(search.graph, now, search.pinned, search.min_keep, search.multiple)  # is any mask left?
+                found, termination = again(now)
+                seen.append((found, self._measure(search, found)))
         except InfeasibleError:  # nothing is faster by the table; the report shows what was reached
             pass
         except KeyboardInterrupt:
             termination = "interrupted"
-        return best, termination, reached
+        if not seen:
+            return best, termination, None
+        met = [pair for pair in seen if pair[1].ratio <= self.budget.ratio]
+        winner = min(met, key=lambda p: p[0].quality.loss) if met else min(seen, key=lambda p: p[1].ratio)
+        return winner[0], termination, winner[1]
 
-    def _tighter(self, search: Searcher, best: Candidate, reached: LatencyComparison) -> int:
-        """The limit that ``best`` would have had to meet, had the table been off as much."""
-        used = search.graph.costs.cost("latency", search.graph.costs.counts(best.kept))
-        return math.floor(used - (reached.ratio - self.budget.ratio) * self.dense)
+    def _table_cost(self, search: Searcher, candidate: Candidate) -> int:
+        return search.graph.costs.cost("latency", search.graph.costs.counts(candidate.kept))
+
+    def _next_limit(self, seen: list[tuple[int, float]]) -> int | None:
+        """The limit to search under next, given (table's cost, measured ratio) of what was found; ``None``: enough."""
+        wanted = self.budget.ratio
+        fast, slow = ([pair for pair in seen if (pair[1] <= wanted) == ok] for ok in (True, False))
+        if not slow:
+            return None
+        if not fast:  # lower the limit by what the table was off at the fastest so far
+            cost, ratio = min(slow, key=lambda pair: pair[1])
+            return math.floor(cost - (ratio - wanted) * self.dense)
+        (low, reached), (high, missed) = max(fast, key=lambda pair: pair[1]), min(slow, key=lambda pair: pair[1])
+        if reached >= NEAR * wanted or high <= low:
+            return None
+        return math.floor(low + (high - low) * (wanted - reached) / (missed - reached))
 
     def _measure(self, search: Searcher, candidate: Candidate) -> LatencyComparison:
         small, _ = search.deployed(candidate.kept)

@@ -75,13 +75,14 @@ class _Sizes:
         self.oracle = oracle_of(problem.surrogate, self.base, self.free)
         m = len(self.free)
         counts = (int(problem.most[0]) - np.arange(m + 1))[:, None]
-        allowed = counts[:, 0] >= problem.min_keep[0]
+        allowed = problem.count_violations(counts) == 0
         for resource, limit in problem.budgets.items():
             allowed &= costs_of(problem.costs[resource], counts) <= limit
         minimised = problem.objective == "drop"
         self.cost = None if minimised else costs_of(problem.costs[problem.objective], counts).astype(float)
         self.limit = problem.drop_limit
         self.bounds = np.where(allowed, -math.inf, math.inf)  # on the drop
+        self.possible: set[int] = set()  # sizes with a relaxed point within the limit
         self.points: dict[int, np.ndarray] = {}
         self.last = np.full(m, 0.5)
         self.searched, self.rounds = False, 0
@@ -135,28 +136,40 @@ class _Sizes:
         return value, gradient
 
     def _relax(self, size: int) -> None:
-        """Raise the bound of a size until the cutoff, or as far as a relaxation can."""
+        """Raise the bound of a size until the cutoff, or as far as a relaxation can.
+
+        While many sizes are open, one between the cheapest and the cheapest that has a relaxed point is tried first:
+        it becomes either of the two.
+        """
         cutoff = self.cutoff
         scale = abs(cutoff if math.isfinite(cutoff) else self.oracle.value_and_gradient(self.last)[0])
-
-        def goes_on() -> bool:
-            return not self.search.out_of_time
-
         newton = len(self.free) <= NEWTON_UNITS
-        z = relax_convex(
-            self.oracle.value_and_gradient, self.last, size, self.bounds, tolerance=(0.02 if newton else 1e-3) * scale,
-            limit=cutoff if self.cost is not None else None, goes_on=goes_on,
-        )
-        self.last = z
-        if self.bounds[size] > cutoff or self.search.out_of_time:
+        if self.cost is not None:
+            probe = self._between(size)
+            z = self._follow(probe, 1e-3 * scale, cutoff)
+            if probe != size or self.bounds[size] > cutoff:
+                if self.bounds[probe] <= cutoff:
+                    self.possible.add(probe)
+                return
+        z = self._follow(size, (0.02 if newton else 1e-3) * scale, None)
+        if self.search.out_of_time or self.bounds[size] > cutoff:
             return
-        if newton:
-            z = self._newton(z, size, 1e-3 * scale)
-        else:
-            z = relax_convex(
-                self.oracle.value_and_gradient, z, size, self.bounds, tolerance=1e-3 * scale, goes_on=goes_on
-            )
-        self.points[size] = self.last = z
+        self.points[size] = self.last = self._newton(z, size, 1e-3 * scale) if newton else z
+
+    def _follow(self, size: int, tolerance: float, limit: float | None) -> np.ndarray:
+        """Projected gradients at a size, from the last point."""
+        self.last = relax_convex(
+            self.oracle.value_and_gradient, self.last, size, self.bounds, tolerance=tolerance, limit=limit,
+            goes_on=lambda: not self.search.out_of_time,
+        )
+        return self.last
+
+    def _between(self, size: int) -> int:
+        """The size to relax next if a cost is minimised: ``size``, or one on the way to a size that is possible."""
+        assert self.cost is not None
+        order = [int(r) for r in np.argsort(self.cost, kind="stable") if self.bounds[r] <= self.limit]
+        reach = next((i for i, r in enumerate(order) if r in self.possible), len(order) - 1)
+        return order[reach // 2] if reach > 2 else size
 
     def _newton(self, z: np.ndarray, size: int, tolerance: float) -> np.ndarray:
         """The relaxation's minimiser, by quadratic models from a point nearby."""

@@ -13,6 +13,7 @@ from pyscipopt.scip import PY_SCIP_HEURTIMING as SCIP_HEURTIMING
 from pyscipopt.scip import PY_SCIP_PARAMSETTING as SCIP_PARAMSETTING
 from pyscipopt.scip import PY_SCIP_RESULT as SCIP_RESULT
 
+from ..errors import SolverError
 from .branching import TreeBackend
 from .cuts import Cuts, append_cuts, tangents
 from .formulate import Formulation
@@ -69,7 +70,12 @@ class ScipTree(TreeBackend):
         )
         if search.kept is not None:
             add_start(model, variables, formulation.point(search.kept))
-        interrupted = optimize(model)
+        try:
+            interrupted = optimize(model)
+        except Exception as error:  # PySCIPOpt's own failures have no common class
+            if search.kept is None:
+                raise SolverError(f"SCIP broke down: {error}") from error
+            return "solver_error"
         if lazy.error is not None:
             raise lazy.error
         termination = scip_termination(model, interrupted)

@@ -29,11 +29,13 @@ class SolverContract:
         solver: the name that ``solve`` knows it by; or override :meth:`solve`.
         seeds: instances of :func:`~mipprune.testing.problems.random_problem` that are solved; one in ten is infeasible.
         gives_bound: whether a search that is stopped early has to bring a bound of its own.
+        one_group: whether it takes only problems in which all units are of one group.
     """
 
     solver: ClassVar[str]
     seeds: ClassVar[range] = range(40)
     gives_bound: ClassVar[bool] = True
+    one_group: ClassVar[bool] = False
 
     def solve(self, problem: Problem, **options: Any) -> Solution:
         """The backend's answer; ``options`` are those of ``mipprune.solve``."""
@@ -51,6 +53,8 @@ class SolverContract:
             try:
                 problem = random_problem(seed, wide=True)
             except InfeasibleError:
+                continue
+            if self.one_group and len(problem.costs.groups) > 1:
                 continue
             best = self._best(problem)
             if math.isinf(best):
