@@ -93,6 +93,7 @@ class PruneSection:
     minimize: Literal["units", "params", "macs"] = "units"
     layers: tuple[str, ...] | None = None
     pin: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
     min_keep: Annotated[int, _POSITIVE] = 1
     multiple: Annotated[int, _POSITIVE] = 1
     surrogate: Literal["quadratic", "additive", "head"] = "quadratic"

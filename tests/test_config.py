@@ -36,6 +36,7 @@ budget = { macs = 0.5, params = 1 }
 minimize = "macs"
 layers = ["fc1", "fc2"]
 pin = ["fc2"]
+ignore = ["extras"]
 min_keep = 2
 multiple = 8
 surrogate = "head"
@@ -67,7 +68,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "prune": {
             "budget": {"macs": 0.5, "params": 1.0, "units": None, "latency": None},
             "tolerance": None, "minimize": "macs",
-            "layers": ("fc1", "fc2"), "pin": ("fc2",), "min_keep": 2, "multiple": 8, "surrogate": "head", "stages": 3,
+            "layers": ("fc1", "fc2"), "pin": ("fc2",), "ignore": ("extras",), "min_keep": 2, "multiple": 8,
+            "surrogate": "head", "stages": 3,
             "repair": (), "solver": "scip", "time_limit": 30.0, "n_jobs": -1, "seed": 7,
         },
         "output": {"dir": "results", "name": "half"},

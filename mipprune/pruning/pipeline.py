@@ -57,6 +57,7 @@ def prune(
     minimize: str = "units",
     layers: Iterable[str] | None = None,
     pin: Iterable[str] = (),
+    ignore: Sequence[str] = (),
     min_keep: int = 1,
     multiple: int = 1,
     surrogate: str | None = None,
@@ -90,6 +91,7 @@ def prune(
         minimize: with a tolerance, what is made small: ``"units"``, ``"params"`` or ``"macs"``.
         layers: module paths of the layers to prune; all prunable ones by default.
         pin: module paths of layers to leave alone.
+        ignore: module paths in which an operation without a rule pins what reaches it, instead of being an error.
         min_keep: fewest units to keep in every group, at least 1.
         multiple: kept widths are multiples of this (8 suits most hardware); a group keeps all its units where it has
             fewer, and may always keep all.
@@ -140,7 +142,7 @@ def prune(
         raise ConfigError("surrogate='joint' takes budgets; with a tolerance use 'refit' or 'quadratic'")
     if surrogate == "joint" and multiple > 1:
         raise ConfigError("surrogate='joint' knows no width multiples; use 'refit' or 'quadratic'")
-    graph, calibration, held_out = prepare(model, data, holdout, example_input, seed)
+    graph, calibration, held_out = prepare(model, data, holdout, example_input, seed, ignore)
     unseen = None if validation is None else as_data(validation, graph, "validation data")
     repairer = Repairer(graph, calibration, calibration if unseen is None else unseen, tuple(repair))
     allowed = graph.units_of(layers) if layers is not None else np.ones(graph.n_units, dtype=bool)
@@ -209,7 +211,7 @@ def _check_options(
 
 
 def prepare(
-    model: nn.Module, data: Any, holdout: Any, example_input: Any, seed: int
+    model: nn.Module, data: Any, holdout: Any, example_input: Any, seed: int, ignore: Sequence[str] = ()
 ) -> tuple[UnitGraph, LabelledData, LabelledData]:
     """Trace, read the data, and set the held-out part aside before anything looks at it."""
     if next(iter(model.parameters()), None) is None:
@@ -217,7 +219,8 @@ def prepare(
     samples = read_data(data, model)
     if len(samples) == 0:
         raise DataError("calibration data is empty")
-    graph = trace(model, example_input if example_input is not None else tuple(x[:1] for x in samples.inputs))
+    example = example_input if example_input is not None else tuple(x[:1] for x in samples.inputs)
+    graph = trace(model, example, ignore=ignore)
     calibration = as_data(samples, graph)
     if isinstance(holdout, (int, float)) and not isinstance(holdout, bool):
         if not 0 < holdout < 1:
