@@ -108,7 +108,8 @@ class LatencyCheck:
         fast, slow = ([pair for pair in seen if (pair[1] <= wanted) == ok] for ok in (True, False))
         if not slow:  # raise the limit once where the table was too careful
             cost, ratio = seen[0]
-            return math.floor(cost + (wanted - ratio) * self.dense) if ratio < NEAR * wanted and len(seen) == 1 else None
+            careful = ratio < NEAR * wanted and len(seen) == 1
+            return math.floor(cost + (wanted - ratio) * self.dense) if careful else None
         if not fast:  # lower the limit by what the table was off at the fastest so far
             cost, ratio = min(slow, key=lambda pair: pair[1])
             return math.floor(cost - (ratio - wanted) * self.dense)
