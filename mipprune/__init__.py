@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .game import Game, LayerGame, TableGame
     from .graph import UnitGraph, trace
     from .pruning import AccuracyDrop, LossIncrease, Macs, Params, PruneResult, Units, prune
-    from .solver import Problem, Solution, solve
     from .repair import recalibrate_batch_norm
+    from .solver import Problem, Solution, solve
     from .surgery import PrunePlan, load, save, verify
 
 __version__ = "0.1.0"
@@ -34,8 +34,8 @@ _HOMES = {
     "semivalue": "estimate", "shapley": "estimate",
     "expand_gates": "curvature", "fit_linear_head": "curvature",
     "Problem": "solver", "Solution": "solver", "solve": "solver",
-    "AccuracyDrop": "pruning", "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
-    "prune": "pruning",
+    "AccuracyDrop": "pruning", "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning",
+    "PruneResult": "pruning", "Units": "pruning", "prune": "pruning",
     "PrunePlan": "surgery", "load": "surgery", "recalibrate_batch_norm": "repair", "save": "surgery",
     "verify": "surgery",
 }

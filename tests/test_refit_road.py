@@ -77,7 +77,8 @@ def test_a_repair_that_harms_is_not_taken(mlp: nn.Module, digits_flat: Any, monk
 def toy_curves(n: int) -> tuple[list[RefitCurve], CostModel]:
     error = np.arange(n, dtype=float) ** 2
     curve = RefitCurve(np.arange(n), error, np.zeros(n))
-    graph = mp.trace(nn.Sequential(nn.Linear(3, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 2)), torch.zeros(1, 3))
+    model = nn.Sequential(nn.Linear(3, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 2))
+    graph = mp.trace(model, torch.zeros(1, 3))
     return [curve, curve], graph.costs
 
 

@@ -22,8 +22,8 @@ def output_metrics(
 
     J is the Jacobian of the logits in the layer's output at one position, B = (diag p - p p') / t^2 the Hessian of the
     KL divergence to the dense network's softened probabilities p = softmax(logits / t) (so M is the Gauss-Newton
-    output factor of K-FAC, 1503.05671 sec. 3, positions taken as uncorrelated as in 1602.01407).  An error with covariance
-    S in the output costs about ``tr(M S) / 2`` nats, up to the factor t^2 that distillation usually restores.
+    output factor of K-FAC, 1503.05671 sec. 3, positions taken as uncorrelated as in 1602.01407).  An error with
+    covariance S in the output costs about ``tr(M S) / 2`` nats, up to the factor t^2 that distillation usually restores.
 
     Args:
         temperature: t.

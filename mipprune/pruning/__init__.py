@@ -6,5 +6,6 @@ from .pipeline import prune
 from .result import PruneReport, PruneResult
 
 __all__ = [
-    "AccuracyDrop", "Budget", "Certificate", "LossIncrease", "Macs", "Params", "PruneReport", "PruneResult", "Units", "prune",
+    "AccuracyDrop", "Budget", "Certificate", "LossIncrease", "Macs", "Params", "PruneReport", "PruneResult", "Units",
+    "prune",
 ]

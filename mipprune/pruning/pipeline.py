@@ -24,9 +24,19 @@ from .diagnosis import diagnose
 from .ladder import climb_down
 from .measure import measure
 from .options import AccuracyDrop, Budget, LossIncrease
-from .result import LayerReport, PruneReport, PruneResult
 from .repairing import REPAIRS, Repairer
-from .search import Candidate, OutOfTime, Searcher, Stage, jointly, search_widths, tighten, under_budget, within_tolerance
+from .result import LayerReport, PruneReport, PruneResult
+from .search import (
+    Candidate,
+    OutOfTime,
+    Searcher,
+    Stage,
+    jointly,
+    search_widths,
+    tighten,
+    under_budget,
+    within_tolerance,
+)
 from .surrogates import KINDS, SURROGATES
 
 __all__ = ["prune"]
@@ -78,8 +88,9 @@ def prune(
         min_keep: fewest units to keep in every group, at least 1.
         surrogate: ``"refit"``: what removals cost after the layers that read the units are refitted
             (:func:`~mipprune.curvature.refit_curves`), and under a budget a search over widths that repairs and
-            measures every network it tries; ``"joint"``: one quadratic in the gates of all layers, expanded anew in every
-            stage, for budgets (:class:`~mipprune.pruning.joint.JointProblem`); or layer by layer ``"quadratic"``, ``"additive"``, ``"head"``, see
+            measures every network it tries; ``"joint"``: one quadratic in the gates of all layers, expanded anew in
+            every stage, for budgets (:class:`~mipprune.pruning.joint.JointProblem`); or layer by layer
+            ``"quadratic"``, ``"additive"``, ``"head"``, see
             :func:`mipprune.pruning.surrogates.layer_surrogates`.  By default ``"refit"`` if that is among the repairs
             and ``stages`` isn't asked for, else ``"joint"`` (budget) or ``"quadratic"`` (tolerance).
         stages: how often the surrogate is measured anew while units leave.  By default both 1 and 4 stages are tried
@@ -130,6 +141,7 @@ def prune(
         reasons = "\n".join(f"  {p.module}: {p.reason}" for p in graph.pinned)
         raise BudgetError(f"the network has no prunable unit:\n{reasons}")
     limits = {b.resource: b.limit(graph.costs) for b in budgets}
+    assert not isinstance(tolerance, AccuracyDrop)  # refused above, with a budget
     first = magnitude_mask(graph, limits, pinned, min_keep)
     with _bar(progress) as bar:
         search = Searcher(
@@ -158,7 +170,8 @@ def _requirement(budget: Any, tolerance: Any) -> tuple[Budget, ...]:
 
 
 def _check_options(
-    minimize: str, min_keep: int, surrogate: str | None, stages: int | None, repair: Sequence[str], time_limit: float | None
+    minimize: str, min_keep: int, surrogate: str | None, stages: int | None, repair: Sequence[str],
+    time_limit: float | None,
 ) -> None:
     if minimize not in ("units", "params", "macs"):
         raise BudgetError(f"minimize: expected 'units', 'params' or 'macs', got {minimize!r}")

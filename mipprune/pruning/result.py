@@ -16,9 +16,9 @@ from torch import nn
 from ..records import Record
 from ..solver import Solution
 from ..surgery import PrunePlan, Verification, save
-from .measure import Quality
 from .certificate import Certificate
 from .diagnosis import Diagnosis
+from .measure import Quality
 from .repairing import RepairStep
 from .search import Stage
 
