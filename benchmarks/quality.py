@@ -1,6 +1,6 @@
 """Accuracy after pruning at equal multiply-adds: mipprune beside Torch-Pruning, random and magnitude.
 
-    python benchmarks/quality.py [--quick] [--json FILE] [--seeds N] [--peer-seeds N] [--models cnn,resnet] [--budgets 0.5]
+    python benchmarks/quality.py [--quick] [--json FILE] [--seeds N] [--peer-seeds N] [--models cnn,...] [--budgets 0.5]
 
 Networks, data and training are those of bar.py.  Scores and repairs use the training split, choices between repaired
 networks the calibration split, accuracy is that of the 540 test images, which nothing else sees.

@@ -232,7 +232,7 @@ def _arguments(
         return env[node.name]
 
     given = (node.args, node.kwargs) if not lengths else _with_lengths((node.args, node.kwargs), lengths, [0])
-    return fx.node.map_arg(given, value)  # type: ignore[return-value]
+    return fx.node.map_arg(given, value)
 
 
 def _with_lengths(tree: Any, lengths: dict[int, int], seen: list[int]) -> Any:
