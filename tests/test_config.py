@@ -100,7 +100,7 @@ def test_the_documented_file_is_read_and_shows_every_key(tmp_path: Path) -> None
 
 def test_the_section_follows_the_function() -> None:
     """A keyword that ``prune`` gains, or a default that moves, must show here."""
-    given_elsewhere = {"model", "data", "holdout", "example_input", "progress"}
+    given_elsewhere = {"model", "data", "holdout", "validation", "example_input", "progress"}
     keywords = {
         name: parameter.default for name, parameter in inspect.signature(mp.prune).parameters.items()
         if name not in given_elsewhere
