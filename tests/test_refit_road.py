@@ -45,7 +45,7 @@ def test_the_default_road_refits_and_uses_the_budget(pruned: mp.PruneResult, mlp
     assert report.solution.bound <= report.solution.objective
     assert (report.stages[-1].kept == pruned.kept).all()
     plain = mp.prune(mlp, digits_flat.train, budget=mp.Macs(0.25), holdout=digits_flat.test, repair=(), progress=False)
-    assert plain.report.surrogate == "quadratic"
+    assert plain.report.surrogate == "joint"
     assert report.pruned.accuracy > plain.report.pruned.accuracy
     assert report.pruned.accuracy > report.baseline.accuracy - 0.01
 
@@ -77,7 +77,8 @@ def test_a_repair_that_harms_is_not_taken(mlp: nn.Module, digits_flat: Any, monk
 def toy_curves(n: int) -> tuple[list[RefitCurve], CostModel]:
     error = np.arange(n, dtype=float) ** 2
     curve = RefitCurve(np.arange(n), error, np.zeros(n))
-    graph = mp.trace(nn.Sequential(nn.Linear(3, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 2)), torch.zeros(1, 3))
+    model = nn.Sequential(nn.Linear(3, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 2))
+    graph = mp.trace(model, torch.zeros(1, 3))
     return [curve, curve], graph.costs
 
 
@@ -87,15 +88,16 @@ def test_width_search_finds_the_best_widths_and_counts_its_evaluations() -> None
 
     def oracle(kept: np.ndarray) -> float:
         counts = costs.counts(kept)
-        return float((counts[0] - 2) ** 2 - counts[1])
+        return -float(3 * min(counts[0], 2) + counts[1])
 
     best = min(
-        (float((a - 2) ** 2 - b), (a, b)) for a in range(1, 9) for b in range(1, 9)
+        -float(3 * min(a, 2) + b) for a in range(1, 9) for b in range(1, 9)
         if costs.cost("macs", np.array([a, b])) <= limit
     )
     widths = WidthSearch(curves, costs, {"macs": limit}, np.array([1, 1]), oracle)
     counts, loss = widths.run(np.array([5, 5]), 100, lambda: True)
-    assert (loss, tuple(counts)) == best
+    assert loss == best == oracle(widths.mask(counts))
+    assert costs.cost("macs", counts) <= limit
     few = WidthSearch(curves, costs, {"macs": limit}, np.array([4, 1]), oracle)
     counts, _ = few.run(np.array([5, 5]), 3, lambda: True)
     assert len(few.seen) <= 3

@@ -21,7 +21,7 @@ class RefitCurve(Record):
 
     Attributes:
         order: int64 (n,): units within the group in the order of removal; the last one stays longest.
-        error: float64 (n,): entry r is the predicted KL in nats once ``order[:r]`` are removed and the readers refitted.
+        error: float64 (n,): entry r is the predicted KL in nats once ``order[:r]`` are gone and their readers refitted.
         lower: float64 (n,): no choice of r units has a smaller predicted KL.
     """
 

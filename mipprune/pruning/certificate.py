@@ -59,8 +59,9 @@ class Certificate(Record):
         )
 
     def __str__(self) -> str:
-        return (f"{self.disagreements} of {self.n_samples} held-out predictions changed; with {self.confidence:.0%} confidence "
-                f"at most {self.disagreement_bound:.2%} of new ones do, and accuracy falls by at most {self.drop_bound:.2%}")
+        return (f"{self.disagreements} of {self.n_samples} held-out predictions changed; with {self.confidence:.0%} "
+                f"confidence at most {self.disagreement_bound:.2%} of new ones do, and accuracy falls by at most "
+                f"{self.drop_bound:.2%}")
 
 
 @torch.no_grad()

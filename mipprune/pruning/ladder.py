@@ -49,12 +49,13 @@ def climb_down(
             if passed is None:
                 raise InfeasibleError(
                     f"at {budget.ratio:.0%} {minimize} the accuracy is certified to fall by at most "
-                    f"{certificate.drop_bound:.2%} ({certificate.lost} of {certificate.n_samples} held-out samples lost), "
-                    f"not {tolerance.drop:.2%}: allow more, lower the confidence, or hold more data out",
+                    f"{certificate.drop_bound:.2%} ({certificate.lost} of {certificate.n_samples} held-out samples "
+                    f"lost), not {tolerance.drop:.2%}: allow more, lower the confidence, or hold more data out",
                     requirement="accuracy", nearest=certificate.drop_bound,
                 )
             break
-        task = f"fewest {minimize} with accuracy down by at most {tolerance.drop:.2%}, {tolerance.confidence:.0%} confidence"
+        task = (f"fewest {minimize} with accuracy down by at most {tolerance.drop:.2%}, "
+                f"{tolerance.confidence:.0%} confidence")
         passed = dataclasses.replace(
             result, report=dataclasses.replace(result.report, task=task, certificate=certificate)
         )

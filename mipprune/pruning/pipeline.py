@@ -97,8 +97,9 @@ def prune(
             fewer, and may always keep all.
         surrogate: ``"refit"``: what removals cost after the layers that read the units are refitted
             (:func:`~mipprune.curvature.refit_curves`), and under a budget a search over widths that repairs and
-            measures every network it tries; ``"joint"``: one quadratic in the gates of all layers, expanded anew in every
-            stage, for budgets (:class:`~mipprune.pruning.joint.JointProblem`); or layer by layer ``"quadratic"``, ``"additive"``, ``"head"``, see
+            measures every network it tries; ``"joint"``: one quadratic in the gates of all layers, expanded anew in
+            every stage, for budgets (:class:`~mipprune.pruning.joint.JointProblem`); or layer by layer
+            ``"quadratic"``, ``"additive"``, ``"head"``, see
             :func:`mipprune.pruning.surrogates.layer_surrogates`.  By default ``"refit"`` if that is among the repairs
             and ``stages`` isn't asked for, else ``"joint"`` (budget) or ``"quadratic"`` (tolerance).
         stages: how often the surrogate is measured anew while units leave.  By default both 1 and 4 stages are tried
@@ -156,6 +157,7 @@ def prune(
     limits = {b.resource: b.limit(graph.costs) for b in budgets}
     if timed is not None:
         limits["latency"] = timed.limit
+    assert not isinstance(tolerance, AccuracyDrop)  # refused above, with a budget
     first = magnitude_mask(graph, limits, pinned, min_keep, multiple)
     with _bar(progress) as bar:
         search = Searcher(

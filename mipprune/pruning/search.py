@@ -31,8 +31,8 @@ __all__ = ["Candidate", "Searcher", "Stage", "jointly", "search_widths", "tighte
 
 #: Nodes of branch and bound per size of a layer when the final bound is tightened.
 TIGHTEN_NODES = 32
-#: Networks of more units than this are recombined by exchanges and the Lagrangian bound alone: the MIP would take
-#: longer than everything else.
+#: With refits, networks of more units than this are recombined without the MIP, which would take longer than everything
+#: else; a search over repaired networks follows anyway.
 QUICK_ABOVE = 300
 #: Networks that the search over widths repairs and measures.
 WIDTH_EVALUATIONS = 50
