@@ -63,9 +63,9 @@ def fit_conv_head(
 ) -> DecoupledLayer:
     """Train a convolutional head on the activations of ``layer``, computed once.
 
-    The head is convolution (3x3), ReLU, means over the four quarters of the image, linear: what 2002.07259 puts behind every layer to score
-    it alone (our sizes and training).  Its loss isn't convex in the mask; for a convex layer problem use
-    :func:`~mipprune.curvature.fit_linear_head`.  A fifth of the samples picks the epoch.
+    The head is convolution (3x3), ReLU, means over the four quarters of the image, linear: what 2002.07259 puts behind
+    every layer to score it alone (our sizes and training).  Its loss isn't convex in the mask; for a convex layer
+    problem use :func:`~mipprune.curvature.fit_linear_head`.  A fifth of the samples picks the epoch.
 
     Args:
         data: calibration data in any form that :func:`mipprune.prune` takes.
