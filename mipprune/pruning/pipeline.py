@@ -38,6 +38,7 @@ from .search import (
     within_tolerance,
 )
 from .surrogates import KINDS, SURROGATES
+from .widths import divergence
 
 __all__ = ["prune"]
 
@@ -324,6 +325,7 @@ def _finish(
         pruned_calibration=pruned,
         verification=checked,
         repairs=repairs,
+        divergence=divergence(graph.model, small, data),
         certificate=certify_accuracy(graph.model, small, held_out),
         diagnosis=diagnose(graph, best.kept, data),
         seconds=time.monotonic() - begin,
