@@ -40,6 +40,7 @@ from .search import (
 )
 from .surrogates import KINDS, SURROGATES
 from .timing import LatencyCheck
+from .widths import divergence
 
 __all__ = ["prune"]
 
@@ -351,6 +352,7 @@ def _finish(
         pruned_calibration=pruned,
         verification=checked,
         repairs=repairs,
+        divergence=divergence(graph.model, small, data),
         certificate=certify_accuracy(graph.model, small, held_out),
         diagnosis=diagnose(graph, best.kept, data),
         seconds=time.monotonic() - begin,
