@@ -1,7 +1,7 @@
 """The bar: data, networks, training and the counting of multiply-adds that every method of quality.py shares.
 
-scikit-learn's digits (60% training, 10% calibration, 30% test, by class), three small networks and how they are trained.
-Nothing here knows a pruning library.
+scikit-learn's digits (60% training, 10% calibration, 30% test, by class), three small networks and how they are
+trained.  Nothing here knows a pruning library.
 """
 
 from __future__ import annotations

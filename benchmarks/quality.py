@@ -1,16 +1,16 @@
 """Accuracy after pruning at equal multiply-adds: mipprune beside Torch-Pruning, random and magnitude.
 
-    python benchmarks/quality.py [--quick] [--seeds N] [--models cnn,resnet] [--budgets 0.5,0.2] [--peer-seeds N] [--json FILE]
+    python benchmarks/quality.py [--quick] [--json FILE] [--seeds N] [--peer-seeds N] [--models cnn,...] [--budgets 0.5]
 
 Networks, data and training are those of bar.py.  Scores and repairs use the training split, choices between repaired
 networks the calibration split, accuracy is that of the 540 test images, which nothing else sees.
 
-Stages: "one-shot" (as cut), "bn" (batch-norm recalibrated), "refit" (ours: refit and convex head), "lm" (ours: second-order
-repair after that), "finetune" (five epochs of AdamW after the best of the former).  Methods: "mipprune" is ``mp.prune`` as
-it comes; "mipprune selection" its network as cut, for repair=(); "random", "magnitude" and "torch-pruning KIND SCOPE" get
-the same repair, on masks of their own (Torch-Pruning's network is compared as it is and with fresh batch-norm: its masks
-are cut by its own package).  Torch-Pruning takes channel ratios, so its budget is met by small steps until the
-multiply-adds are at or under it.
+Stages: "one-shot" (as cut), "bn" (batch-norm recalibrated), "refit" (refit and convex head), "lm" (second-order repair
+after that, of the transformer), "finetune" (five epochs of AdamW after the last of these).  Methods: "mipprune" is
+``mp.prune`` as it comes; "mipprune selection" the network that it chooses and leaves as cut for repair=(); "random" and
+"magnitude" get the same repairs; "torch-pruning KIND SCOPE" is cut by its own package, so it gets fresh batch-norm and
+fine-tuning, but no refit.  It takes channel ratios, so its budget is met by small steps until the multiply-adds are at
+or under it.
 """
 
 from __future__ import annotations
@@ -85,12 +85,13 @@ def ours(model: nn.Module, graph: UnitGraph, data: bar.Data, budget: float, lm: 
                       result.report.cpu_seconds, tune=True, lm=lm)
     if budget < 0.2:
         return  # as cut, nothing is left to compare
-    cut = mp.prune(model, data.train, repair=(), stages=8, **options)
+    cut = mp.prune(model, data.train, repair=(), **options)
     yield ("mipprune selection", "one-shot", bar.accuracy(cut.model, data.test), cut.report.ratio("macs"),
            cut.report.cpu_seconds)
 
 
 def simple(model: nn.Module, graph: UnitGraph, data: bar.Data, budget: float, seed: int) -> Iterator[Result]:
+    """Random and largest units, the same share of every group, with our repairs."""
     limit = int(budget * graph.macs())
     masks = {"random": random_mask(graph, limit, seed),
              "magnitude": magnitude_mask(graph, {"macs": limit}, np.zeros(graph.n_units, bool), 1)}
@@ -98,7 +99,9 @@ def simple(model: nn.Module, graph: UnitGraph, data: bar.Data, budget: float, se
         yield from staged(method, model, graph, kept, data, graph.macs(kept) / graph.macs(), 0.0, tune=False, lm=False)
 
 
-def torch_pruning(model: nn.Module, data: bar.Data, budget: float, seed: int, kinds: tuple[str, ...]) -> Iterator[Result]:
+def torch_pruning(
+    model: nn.Module, data: bar.Data, budget: float, seed: int, kinds: tuple[str, ...]
+) -> Iterator[Result]:
     """Every criterion of Torch-Pruning that runs, locally and globally."""
     dense = bar.macs(model, data.train[0])
     for kind in kinds:
@@ -168,6 +171,7 @@ def _torch_pruned(model: nn.Module, data: bar.Data, budget: float, kind: str, wh
 
 
 def main() -> None:
+    """Measure, print, and write the JSON after every network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, two budgets, two criteria")
     parser.add_argument("--seeds", type=int, default=5)
@@ -188,10 +192,12 @@ def main() -> None:
         data = bar.digits(seed)
         for name in arguments.models.split(","):
             model, seconds = bar.trained(name, data, seed)
-            found.setdefault((name, 1.0, "dense", "one-shot"), []).append((bar.accuracy(model, data.test), 1.0, seconds))
+            dense = (bar.accuracy(model, data.test), 1.0, seconds)
+            found.setdefault((name, 1.0, "dense", "one-shot"), []).append(dense)
             graph = mp.trace(model, data.train[0][:1])
             for budget in budgets:
-                results = [ours(model, graph, data, budget, not arguments.no_lm), simple(model, graph, data, budget, seed)]
+                results = [ours(model, graph, data, budget, not arguments.no_lm),
+                           simple(model, graph, data, budget, seed)]
                 if seed < peers:
                     results.append(torch_pruning(model, data, budget, seed, kinds))
                 for part in results:
@@ -209,7 +215,8 @@ def _rows(found: dict[tuple[str, float, str, str], list[tuple[float, float, floa
         rows.append({
             "model": name, "budget": budget, "method": method, "stage": stage, "mean": float(accuracy.mean()),
             "sd": float(accuracy.std(ddof=1)) if len(accuracy) > 1 else 0.0, "seeds": len(accuracy),
-            "macs_ratio": float(ratio.mean()), "macs_ratio_min": float(ratio.min()), "macs_ratio_max": float(ratio.max()),
+            "macs_ratio": float(ratio.mean()), "macs_ratio_min": float(ratio.min()),
+            "macs_ratio_max": float(ratio.max()),
             "cpu_seconds": float(cpu.mean()), "values": accuracy.tolist(),
         })
     return rows

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from solve_cases import Layer, digits_layer, mnist_layer, random_features
 from solve_peers import linearised_pairs, margin_rows
 
@@ -69,6 +70,7 @@ def quick_rows() -> Iterator[Row]:
     yield from gates_rows(layer, [96, 64], {"nlp": 5.0, "scip": 5.0})
     yield peer_row(layer, "margin rows, 50 samples", margin_rows, 5.0, samples=50)
     yield peer_row(layer, "linearised pairs", linearised_pairs, 5.0, keep=64)
+    yield from network_rows(layer, 5.0)
 
 
 def digits_rows() -> Iterator[Row]:
@@ -79,6 +81,7 @@ def digits_rows() -> Iterator[Row]:
     yield peer_row(layer, "margin rows, 50 samples", margin_rows, 60.0, samples=50)
     yield peer_row(layer, "margin rows, 1000 samples", margin_rows, 60.0, samples=1000)
     yield peer_row(layer, "linearised pairs", linearised_pairs, 60.0, keep=64)
+    yield from network_rows(layer, 60.0)
 
 
 def mnist_rows() -> Iterator[Row]:
@@ -151,6 +154,26 @@ def peer_row(layer: Layer, name: str, formulate: Callable[..., Any], limit: floa
         "verified": kept is not None and peer.feasible(kept),
         **{f"baseline_{name}": peer.ranked(score) for name, score in rankings(layer, peer.surrogate).items()},
     }
+
+
+def network_rows(layer: Layer, limit: float) -> Iterator[Row]:
+    """The ReLU network itself in the program (both hidden layers), an image per class: ours, and OAMIP's scores."""
+    targets = layer.data.targets
+    data = layer.data.take(torch.stack([(targets == c).nonzero()[0, 0] for c in targets.unique()]))
+    for formulation in ("sound", "oamip"):
+        began, cpu = time.perf_counter(), time.process_time()
+        found = mp.relu.select(layer.graph, data, formulation, solver="highs", time_limit=limit)
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+        masked = layer.graph.program.run(data.inputs, torch.tensor(found.kept, dtype=torch.float32)).detach()
+        yield {
+            "case": layer.name, "formulation": f"ReLU network, {formulation}", "solver": "highs",
+            "n": layer.graph.n_units, "samples": len(data), "kept": int(found.kept.sum()),
+            "objective": found.objective, "bound": found.bound, "gap": found.gap / abs(found.objective),
+            "gap_units": found.gap if formulation == "sound" else None, "seconds": seconds, "cpu_seconds": cpu,
+            "limit": limit, "proved": found.proved,
+            "verified": bool(np.allclose(masked, found.logits, atol=1e-4)),
+            "baseline_greedy": None, "baseline_weight": None, "baseline_loo": None,
+        }
 
 
 def rankings(layer: Layer, surrogate: Any) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ class Layer:
         gates: gradient and Gauss-Newton curvature of the real rest of the network in the layer's gates, or ``None``.
         head_loss: mean cross-entropy of the head with all units, in nats.
         weight_norm: float64 (n,), L2 norm of the weights that make each unit, for the baseline by weight.
+        graph, data: the traced network and its images, for programs of the network itself.
     """
 
     name: str
@@ -33,6 +34,8 @@ class Layer:
     gates: Quadratic | None
     head_loss: float
     weight_norm: np.ndarray
+    graph: mp.UnitGraph
+    data: LabelledData
 
     @property
     def n(self) -> int:
@@ -101,5 +104,5 @@ def _layer(name: str, model: nn.Sequential, x: np.ndarray, y: np.ndarray, *, gat
     made_by = model[0].weight.detach().double().numpy()
     return Layer(
         name, LinearHead(fit.activations, fit.weight, fit.bias, fit.targets), quadratic, fit.loss,
-        np.sqrt((made_by**2).sum(1)),
+        np.sqrt((made_by**2).sum(1)), graph, data,
     )

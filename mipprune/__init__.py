@@ -18,11 +18,13 @@ if TYPE_CHECKING:
         graph,
         latency,
         relu,
+        repair,
         solver,
         study,
         surgery,
         surrogates,
         testing,
+        train,
     )
     from .costs import BilinearCost, CostModel
     from .curvature import expand_gates, fit_linear_head
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
     from .game import Game, LayerGame, TableGame
     from .graph import UnitGraph, trace
     from .latency import LatencyTable, compare_latency, measure_latency
-    from .pruning import Latency, LossIncrease, Macs, Params, PruneResult, Units, prune
+    from .pruning import AccuracyDrop, Latency, LossIncrease, Macs, Params, PruneResult, Units, prune
     from .repair import recalibrate_batch_norm
     from .solver import Problem, Solution, solve
     from .study import compare
@@ -56,7 +58,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "errors": "", "graph": "", "game": "", "estimate": "", "curvature": "", "bounds": "", "solver": "",
-    "surgery": "", "latency": "", "relu": "", "study": "", "surrogates": "", "testing": "",
+    "surgery": "", "repair": "", "latency": "", "relu": "", "study": "", "surrogates": "", "testing": "", "train": "",
     "BilinearCost": "costs", "CostModel": "costs",
     "MipPruneError": "errors",
     "UnitGraph": "graph", "trace": "graph",
@@ -69,8 +71,8 @@ _HOMES = {
     "expand_gates": "curvature", "fit_linear_head": "curvature",
     "LatencyTable": "latency", "compare_latency": "latency", "measure_latency": "latency",
     "Problem": "solver", "Solution": "solver", "solve": "solver",
-    "Latency": "pruning", "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning",
-    "PruneResult": "pruning", "Units": "pruning",
+    "AccuracyDrop": "pruning", "Latency": "pruning", "LossIncrease": "pruning", "Macs": "pruning",
+    "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
     "prune": "pruning",
     "recalibrate_batch_norm": "repair",
     "compare": "study",
@@ -86,6 +88,7 @@ __all__ = [
     "estimate",
     "curvature",
     "bounds",
+    "repair",
     "solver",
     "study",
     "surgery",
@@ -93,6 +96,7 @@ __all__ = [
     "latency",
     "surrogates",
     "testing",
+    "train",
     "BilinearCost",
     "CostModel",
     "MipPruneError",
@@ -123,6 +127,7 @@ __all__ = [
     "Solution",
     "solve",
     "Latency",
+    "AccuracyDrop",
     "LossIncrease",
     "Macs",
     "Params",

@@ -191,7 +191,9 @@ def _verify_network(pruned: Path, config_file: Path) -> None:
     fresh = plan.apply(dense)
     stored = mp.load(pruned, dense)
     data = load_run_data(config)
-    graph, calibration, holdout = prepare(dense, data.calibration, data.holdout, None, config.prune.seed)
+    graph, calibration, holdout = prepare(
+        dense, data.calibration, data.holdout, None, config.prune.seed, config.prune.ignore
+    )
     kept = _mask(plan, graph)
     checked = mp.verify(graph, kept, fresh, calibration)
     console = Console()

@@ -93,11 +93,12 @@ class PruneSection:
     minimize: Literal["units", "params", "macs"] = "units"
     layers: tuple[str, ...] | None = None
     pin: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
     min_keep: Annotated[int, _POSITIVE] = 1
     multiple: Annotated[int, _POSITIVE] = 1
-    surrogate: Literal["quadratic", "additive", "head"] = "quadratic"
+    surrogate: Literal["quadratic", "additive", "head", "joint", "refit"] | None = None
     stages: Annotated[int, _POSITIVE] | None = None
-    repair: tuple[Literal["bn"], ...] = ("bn",)
+    repair: tuple[Literal["bn", "refit", "head", "lm"], ...] = ("bn", "refit", "head")
     solver: Literal["highs", "scip", "cbc"] = "highs"
     time_limit: Annotated[float, _SECONDS] | None = None
     n_jobs: Annotated[int, _JOBS] = 1

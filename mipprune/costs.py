@@ -70,6 +70,12 @@ class Cost(Record, abc.ABC):
         """Cost at the kept ``counts`` (shape (G,), integers); exact."""
         return int(self.of_counts(np.asarray(counts, dtype=np.int64)[None])[0])
 
+    def marginal(self, counts: np.ndarray) -> np.ndarray:
+        """Cost saved by removing one more unit of each group, others unchanged: int64 (G,); an empty group saves 0."""
+        k = np.asarray(counts, dtype=np.int64)
+        fewer = np.maximum(k - np.eye(len(k), dtype=np.int64), 0)
+        return np.asarray(self(k) - self.of_counts(fewer))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BilinearCost(Cost):

@@ -36,6 +36,7 @@ budget = { macs = 0.5, params = 1 }
 minimize = "macs"
 layers = ["fc1", "fc2"]
 pin = ["fc2"]
+ignore = ["extras"]
 min_keep = 2
 multiple = 8
 surrogate = "head"
@@ -67,7 +68,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "prune": {
             "budget": {"macs": 0.5, "params": 1.0, "units": None, "latency": None},
             "tolerance": None, "minimize": "macs",
-            "layers": ("fc1", "fc2"), "pin": ("fc2",), "min_keep": 2, "multiple": 8, "surrogate": "head", "stages": 3,
+            "layers": ("fc1", "fc2"), "pin": ("fc2",), "ignore": ("extras",), "min_keep": 2, "multiple": 8,
+            "surrogate": "head", "stages": 3,
             "repair": (), "solver": "scip", "time_limit": 30.0, "n_jobs": -1, "seed": 7,
         },
         "output": {"dir": "results", "name": "half"},
@@ -103,7 +105,7 @@ def test_the_documented_file_is_read_and_shows_every_key(tmp_path: Path) -> None
 
 def test_the_section_follows_the_function() -> None:
     """A keyword that ``prune`` gains, or a default that moves, must show here."""
-    given_elsewhere = {"model", "data", "holdout", "example_input", "progress"}
+    given_elsewhere = {"model", "data", "holdout", "validation", "example_input", "progress"}
     keywords = {
         name: parameter.default for name, parameter in inspect.signature(mp.prune).parameters.items()
         if name not in given_elsewhere
@@ -114,10 +116,10 @@ def test_the_section_follows_the_function() -> None:
 
 def test_the_choices_follow_the_registries() -> None:
     from mipprune.pruning.pipeline import REPAIRS
-    from mipprune.pruning.surrogates import SURROGATES
+    from mipprune.pruning.surrogates import KINDS
 
     hints = typing.get_type_hints(PruneSection)
-    assert set(typing.get_args(hints["surrogate"])) == set(SURROGATES)
+    assert set(typing.get_args(typing.get_args(hints["surrogate"])[0])) == set(KINDS)
     assert set(typing.get_args(typing.get_args(hints["repair"])[0])) == set(REPAIRS)
 
 

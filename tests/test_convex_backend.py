@@ -56,6 +56,16 @@ def test_model_curvature_is_near_the_second_derivative(kind: str) -> None:
     assert np.linalg.eigvalsh(found).min() >= -1e-6 * max(1.0, np.abs(found).max())
 
 
+def test_a_short_model_curvature_is_part_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, slow, free = oracles("head")
+    z = np.full(len(free), 0.4)
+    monkeypatch.setattr("mipprune.solver.oracles.LEAST_ROWS", 120)  # of 240 pairs
+    found, whole = fast.curvature(z), slow.curvature(z)
+    assert np.linalg.eigvalsh(found).min() >= -1e-6
+    assert np.linalg.eigvalsh(whole - found).min() >= -1e-3 * np.trace(whole)
+    assert 0.6 * np.trace(whole) < np.trace(found) < 0.999 * np.trace(whole)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("error", [0.0, 0.05])
 def test_restriction_is_a_lower_bound_and_tight_at_its_point(kind: str, error: float) -> None:

@@ -124,6 +124,18 @@ def test_a_module_with_an_unknown_operation_can_be_ignored() -> None:
     assert torch.allclose(small(X), graph.program.run([X], torch.from_numpy(half(graph)).double()))
 
 
+def test_prune_hands_on_what_to_ignore() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), Odd(), nn.Linear(6, 2)).eval()
+    x = torch.randn(40, 4)
+    settings = {"budget": mp.Units(0.5), "stages": 1, "repair": (), "progress": False}
+    with pytest.raises(TraceError, match="ignore="):
+        mp.prune(model, (x, (x[:, 0] > 0).long()), **settings)
+    result = mp.prune(model, (x, (x[:, 0] > 0).long()), ignore=["3"], **settings)
+    assert len(result.model[0].weight) + len(result.model[2].weight) <= 7
+    assert len(result.model[3].fc.weight) == 6
+
+
 @pytest.mark.parametrize("mask", ["none", "bool", "float", "padding"])
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_our_attention_is_torchs(mask: str, batch_first: bool) -> None:

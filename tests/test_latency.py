@@ -179,7 +179,7 @@ def said(ratio: float) -> LatencyComparison:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Ratios that the next comparisons report; the last one goes on for ever."""
-    ratios: list[float] = [0.1]
+    ratios: list[float] = [0.49]
     monkeypatch.setattr(
         timing, "compare_latency", lambda *_, **__: said(ratios.pop(0) if len(ratios) > 1 else ratios[0])
     )
@@ -200,7 +200,7 @@ def test_a_latency_budget_binds_like_any_cost(measured: list[float], tmp_path: P
     for given in (table, tmp_path / "table.json", str(tmp_path / "table.json")):
         result = run(model, (x, y), budget=mp.Latency(0.5, given))
         assert result.report.costs_pruned["latency"] <= 0.5 * result.report.costs_dense["latency"]
-        assert result.report.latency == said(0.1)
+        assert result.report.latency == said(0.49)
         same = run(model, (x, y), budget=mp.Macs(0.5))
         assert np.array_equal(result.kept, same.kept)
     assert "latency, measured" in str(result)
@@ -236,7 +236,9 @@ def test_the_next_limit() -> None:
     table = quick_table(mp.trace(case.build(), case.inputs()), case.inputs())
     table = dataclasses.replace(table, total=np.full_like(table.total, 1e-12))  # 1,000 units of the cost
     check = timing.LatencyCheck(mp.Latency(0.5), (), table, 0)
-    assert check._next_limit([(500, 0.45)]) is None
+    assert check._next_limit([(500, 0.49)]) is None
+    assert check._next_limit([(500, 0.45)]) == pytest.approx(550, abs=1)
+    assert check._next_limit([(500, 0.45), (550, 0.46)]) is None
     assert check._next_limit([(500, 0.6)]) == pytest.approx(400, abs=1)
     assert check._next_limit([(500, 0.6), (400, 0.55)]) == pytest.approx(350, abs=1)
     assert check._next_limit([(500, 0.6), (400, 0.4)]) == pytest.approx(450, abs=1)

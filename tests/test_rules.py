@@ -101,6 +101,13 @@ PRUNABLE: dict[str, tuple[Net, tuple[int, ...]]] = {
     "repeat": (net(lambda m, x: m.out(m.inp(x).repeat(1, 2)), 24), (12,)),
     "repeat_interleave": (net(lambda m, x: m.out(m.inp(x).repeat_interleave(2, 1)), 24), (12,)),
     "index over positions": (net(lambda m, x: m.out(tokens(m, x)[:, torch.tensor([0, 2])].sum(1))), (12,)),
+    "a table by index": (
+        net(lambda m, x: m.out(m.inp(x) * m.table[torch.tensor([2])]), table=nn.Parameter(torch.randn(3, 12))), (12,)),
+    "the smaller of two": (net(lambda m, x: m.out(torch.min(m.inp(x), m.side(x)))), (12,)),
+    "a symbolic size divided": (
+        net(lambda m, x: m.out(m.inp(x).repeat(m.part, 1)[: x.shape[0] * m.part // m.part])), (12,)),
+    "a broadcast value viewed": (
+        net(lambda m, x: m.out((m.inp(x)[:, None].expand(-1, 3, -1) + 0).view(x.shape[0], 3, -1).sum(1))), (12,)),
     "one position": (net(lambda m, x: m.out(tokens(m, x)[:, -1])), (12,)),
     "pad with zeros along units": (net(lambda m, x: m.out(F.pad(m.inp(x), (2, 1))), 15), (12,)),
     "pad positions": (net(lambda m, x: m.out(flat(F.pad(image(m, x), (1, 1, 1, 1), mode="reflect")))), (12,)),

@@ -47,6 +47,11 @@ def test_a_cost_is_the_sum_of_its_tables_on_its_lattice() -> None:
             assert {v for scope, _ in tables for v in scope} <= cost.groups
             assert {scope for scope, _ in tables if len(scope) == 2} == cost.pairs
             assert Record.from_dict(cost.to_dict()) == cost
+            saved = cost.marginal(costs.sizes)
+            for group, size in enumerate(costs.sizes):
+                fewer = costs.sizes.copy()
+                fewer[group] = size - 1
+                assert saved[group] == cost(costs.sizes) - cost(fewer)
 
 
 def test_tables_that_make_no_sense() -> None:

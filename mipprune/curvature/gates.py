@@ -30,16 +30,19 @@ class GateExpansion(Record):
         curvature: per group a float64 matrix (size, size), the generalised Gauss-Newton block, positive semidefinite.
         loss: mean cross-entropy at ``kept``, in nats.
         kept: bool (n_units,), the mask of the expansion.
+        joint: float64 (n_units, n_units), the whole matrix, across groups too, where it was asked for; else (0, 0).
     """
 
     gradient: np.ndarray
     curvature: tuple[np.ndarray, ...]
     loss: float
     kept: np.ndarray
+    joint: np.ndarray = dataclasses.field(default_factory=lambda: frozen_array(np.zeros((0, 0))))
 
 
 def expand_gates(
-    graph: UnitGraph, data: LabelledData, kept: np.ndarray | None = None, batch_size: int = 256
+    graph: UnitGraph, data: LabelledData, kept: np.ndarray | None = None, batch_size: int = 256,
+    joint: bool = False,
 ) -> GateExpansion:
     """Expand the mean cross-entropy of the masked network in its gates.
 
@@ -50,6 +53,7 @@ def expand_gates(
 
     Args:
         kept: bool (n_units,), where to expand; all units on by default.
+        joint: compute curvature across groups too, O(N C n_units^2) and as many float64 as units squared.
         batch_size: samples at a time; the result doesn't depend on it beyond rounding.
 
     Raises:
@@ -60,6 +64,7 @@ def expand_gates(
     kept = np.ones(n, dtype=bool) if kept is None else np.asarray(kept, dtype=bool)
     gradient = np.zeros(n)
     blocks = [np.zeros((g.size, g.size)) for g in graph.groups]
+    whole = np.zeros((n, n) if joint else (0, 0))
     loss = 0.0
     for part in data.batches(batch_size):
         gates = torch.tensor(kept).to(part.inputs[0].device, _float_type(graph)).repeat(len(part), 1)
@@ -75,12 +80,15 @@ def expand_gates(
         for block, group in zip(blocks, graph.groups, strict=True):
             own = rows[..., group.units].reshape(-1, group.size)
             block += (own.T @ own).cpu().numpy()
+        if joint:
+            flat = rows.flatten(0, 1)
+            whole += (flat.T @ flat).cpu().numpy()
     if not np.isfinite(loss):
         raise ModelStateError(f"the loss of the masked network is {loss}; look for overflow in its weights")
     scale = 1.0 / len(data)
     return GateExpansion(
         frozen_array(gradient * scale), tuple(frozen_array(b * scale) for b in blocks), loss * scale,
-        frozen_array(kept, bool),
+        frozen_array(kept, bool), frozen_array(whole * scale),
     )
 
 

@@ -21,9 +21,9 @@ def output_metrics(
     """Per layer, ``M = mean over samples of sum over positions of J' B J``: float64 (m, m), by node name.
 
     J is the Jacobian of the logits in the layer's output at one position, B = (diag p - p p') / t^2 the Hessian of the
-    KL divergence to the dense network's softened probabilities p = softmax(logits / t) (so M is the Gauss-Newton
-    output factor of K-FAC, 1503.05671 sec. 3, positions taken as uncorrelated as in 1602.01407).  An error with covariance
-    S in the output costs about ``tr(M S) / 2`` nats, up to the factor t^2 that distillation usually restores.
+    KL divergence to the dense network's softened probabilities p = softmax(logits / t) (M is the Gauss-Newton
+    output factor of K-FAC, 1503.05671 sec. 3, positions uncorrelated as in 1602.01407).  An error with
+    covariance S in the output costs about ``tr(M S) / 2`` nats, but for the factor t^2 that distillation restores.
 
     Args:
         temperature: t.

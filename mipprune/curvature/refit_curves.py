@@ -21,7 +21,7 @@ class RefitCurve(Record):
 
     Attributes:
         order: int64 (n,): units within the group in the order of removal; the last one stays longest.
-        error: float64 (n,): entry r is the predicted KL in nats once ``order[:r]`` are removed and the readers refitted.
+        error: float64 (n,): entry r is the predicted KL in nats once ``order[:r]`` are gone and their readers refitted.
         lower: float64 (n,): no choice of r units has a smaller predicted KL.
     """
 
@@ -62,10 +62,12 @@ def refit_curves(
 
     Args:
         pinned: bool (n_units,), units that stay; they come last in ``order``.
+        temperature: t of the softened KL divergence, which is multiplied by t^2 as in distillation.
     """
     pinned = np.zeros(graph.n_units, dtype=bool) if pinned is None else pinned
     layers = [layer for layer in find_layers(graph.program) if layer.groups == 1]
     metrics = output_metrics(graph, data, layers, temperature=temperature, probes=probes, seed=seed)
+    metrics = {name: temperature**2 * metric for name, metric in metrics.items()}
     readers = _readers(graph, data, layers, metrics, ridge)
     return [_eliminate(g, readers[i], pinned[g.units]) for i, g in enumerate(graph.groups)]
 

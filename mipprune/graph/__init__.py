@@ -8,6 +8,6 @@ from .trace import trace
 from .units import AttributeSite, Pinned, UnitGraph, UnitGroup
 
 __all__ = [
-    "AttributeSite", "Context", "Layer", "Pinned", "Program", "UnitGraph", "UnitGroup", "Value", "find_layers", "register_rule",
-    "trace",
+    "AttributeSite", "Context", "Layer", "Pinned", "Program", "UnitGraph", "UnitGroup", "Value", "find_layers",
+    "register_rule", "trace",
 ]

@@ -1,4 +1,4 @@
-"""Linear and convolution layers as least-squares problems: their inputs as a design matrix, their weights as a matrix."""
+"""Linear and convolution layers as matrix products: inputs as columns of a design matrix, weights as a matrix."""
 
 from __future__ import annotations
 
@@ -143,6 +143,7 @@ def find_layers(program: Program) -> list[Layer]:
 
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an operation by the names its schema has for them."""
     schema = node.target._schema  # type: ignore[union-attr]
     names = [a.name for a in schema.arguments]
     return dict(zip(names, node.args)) | dict(node.kwargs)

@@ -97,10 +97,10 @@ class Program:
         return env[self.captured.output.name]
 
     @torch.no_grad()
-    def values(self, env: dict[str, Any], wanted: Set[str]) -> dict[str, Any]:
+    def values(self, env: dict[str, Any], wanted: Set[str], gates: Gates | None = None) -> dict[str, Any]:
         """The values of the nodes ``wanted`` for the inputs in ``env`` (node name -> tensor; used up)."""
         batch = len(next(iter(env.values())))
-        self._execute(self._needed(self.captured.nodes, set(wanted)), env, self.dense_tensors(), batch, None, wanted)
+        self._execute(self._needed(self.captured.nodes, set(wanted)), env, self.dense_tensors(), batch, gates, wanted)
         return {name: env[name] for name in wanted}
 
     @staticmethod
@@ -232,7 +232,7 @@ def _arguments(
         return env[node.name]
 
     given = (node.args, node.kwargs) if not lengths else _with_lengths((node.args, node.kwargs), lengths, [0])
-    return fx.node.map_arg(given, value)  # type: ignore[return-value]
+    return fx.node.map_arg(given, value)
 
 
 def _with_lengths(tree: Any, lengths: dict[int, int], seen: list[int]) -> Any:

@@ -81,10 +81,13 @@ class Size(int):
         return size
 
     def _combined(self, other: Any, operation: str, swapped: bool) -> Any:
-        if not isinstance(other, int) or isinstance(other, bool):
+        if isinstance(other, torch.SymInt | float):
             if isinstance(other, float):
                 self.recorder.note_number(self.expression)
-            return NotImplemented
+            pair = (other, int(self)) if swapped else (int(self), other)
+            return _OPERATIONS[operation](*pair)
+        if not isinstance(other, int) or isinstance(other, bool):
+            return NotImplemented  # a tensor's own operator sees where the number came from
         mine, theirs = self.expression, getattr(other, "expression", int(other))
         left, right = (other, self) if swapped else (self, other)
         value = _OPERATIONS[operation](int(left), int(right))

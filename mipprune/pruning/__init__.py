@@ -1,7 +1,11 @@
 """pruning: the one orchestrator.  Everything else in the house works without it."""
 
-from .options import Budget, Latency, LossIncrease, Macs, Params, Units
+from .certificate import Certificate
+from .options import AccuracyDrop, Budget, Latency, LossIncrease, Macs, Params, Units
 from .pipeline import prune
 from .result import PruneReport, PruneResult
 
-__all__ = ["Budget", "Latency", "LossIncrease", "Macs", "Params", "PruneReport", "PruneResult", "Units", "prune"]
+__all__ = [
+    "AccuracyDrop", "Budget", "Certificate", "Latency", "LossIncrease", "Macs", "Params", "PruneReport", "PruneResult",
+    "Units", "prune",
+]

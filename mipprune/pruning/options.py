@@ -10,7 +10,7 @@ from ..costs import CostModel
 from ..errors import BudgetError
 from ..latency import LatencyTable
 
-__all__ = ["Budget", "Latency", "LossIncrease", "Macs", "Params", "Units"]
+__all__ = ["AccuracyDrop", "Budget", "Latency", "LossIncrease", "Macs", "Params", "Units"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,3 +92,23 @@ class LossIncrease:
     def __post_init__(self) -> None:
         if isinstance(self.nats, bool) or not isinstance(self.nats, (int, float)) or not 0 <= self.nats < math.inf:
             raise BudgetError(f"LossIncrease({self.nats!r}): the tolerance must be a number of nats, at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class AccuracyDrop:
+    """The pruned network's accuracy on new inputs may fall by ``drop``, and held-out data have to prove it.
+
+    Attributes:
+        drop: in (0, 1); 0.01 is one percentage point.
+        confidence: of the exact binomial bound, in (0, 1).
+    """
+
+    drop: float
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        for name in ("drop", "confidence"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+                raise BudgetError(f"AccuracyDrop({self.drop!r}, confidence={self.confidence!r}): {name} must lie "
+                                  f"between 0 and 1")

@@ -20,17 +20,33 @@ from ..latency import LatencyComparison, with_latency
 from ..solver import Solution
 from ..surgery import PrunePlan, verify
 from .baseline import magnitude_mask
+from .certificate import certify_accuracy
+from .diagnosis import diagnose
+from .ladder import climb_down
 from .measure import measure
-from .options import Budget, LossIncrease
+from .options import AccuracyDrop, Budget, LossIncrease
 from .repairing import REPAIRS, Repairer
 from .result import LayerReport, PruneReport, PruneResult
-from .search import Candidate, OutOfTime, Searcher, Stage, search_widths, tighten, under_budget, within_tolerance
+from .search import (
+    Candidate,
+    OutOfTime,
+    Searcher,
+    Stage,
+    jointly,
+    search_widths,
+    tighten,
+    under_budget,
+    within_tolerance,
+)
 from .surrogates import KINDS, SURROGATES
 from .timing import LatencyCheck
+from .widths import divergence
 
 __all__ = ["prune"]
 
 DEFAULT_STAGES = 4
+#: Of the joint quadratic; 16 add nothing (measured).
+JOINT_STAGES = 8
 
 
 def prune(
@@ -38,10 +54,11 @@ def prune(
     data: Any,
     *,
     budget: Budget | Sequence[Budget] | None = None,
-    tolerance: LossIncrease | None = None,
+    tolerance: LossIncrease | AccuracyDrop | None = None,
     minimize: str = "units",
     layers: Iterable[str] | None = None,
     pin: Iterable[str] = (),
+    ignore: Sequence[str] = (),
     min_keep: int = 1,
     multiple: int = 1,
     surrogate: str | None = None,
@@ -69,18 +86,23 @@ def prune(
             Latency is measured again on the pruned network; where the table was wrong, the problem is solved again
             under another limit, at most three times, and the report says what was reached.
         tolerance: ``LossIncrease(nats)``: the pruned, repaired network's mean cross-entropy on the calibration data
-            exceeds the dense one's by at most that; exactly one of ``budget`` and ``tolerance`` is given.
+            exceeds the dense one's by at most that; or ``AccuracyDrop(drop, confidence)``: the smallest network on a
+            ladder of budgets whose accuracy provably falls by at most that
+            (:func:`~mipprune.pruning.ladder.climb_down`); exactly one of ``budget`` and ``tolerance`` is given.
         minimize: with a tolerance, what is made small: ``"units"``, ``"params"`` or ``"macs"``.
         layers: module paths of the layers to prune; all prunable ones by default.
         pin: module paths of layers to leave alone.
+        ignore: module paths in which an operation without a rule pins what reaches it, instead of being an error.
         min_keep: fewest units to keep in every group, at least 1.
         multiple: kept widths are multiples of this (8 suits most hardware); a group keeps all its units where it has
             fewer, and may always keep all.
         surrogate: ``"refit"``: what removals cost after the layers that read the units are refitted
             (:func:`~mipprune.curvature.refit_curves`), and under a budget a search over widths that repairs and
-            measures every network it tries; or ``"quadratic"``, ``"additive"``, ``"head"``, see
+            measures every network it tries; ``"joint"``: one quadratic in the gates of all layers, expanded anew in
+            every stage, for budgets (:class:`~mipprune.pruning.joint.JointProblem`); or layer by layer
+            ``"quadratic"``, ``"additive"``, ``"head"``, see
             :func:`mipprune.pruning.surrogates.layer_surrogates`.  By default ``"refit"`` if that is among the repairs
-            and ``stages`` isn't asked for, else ``"quadratic"``.
+            and ``stages`` isn't asked for, else ``"joint"`` (budget) or ``"quadratic"`` (tolerance).
         stages: how often the surrogate is measured anew while units leave.  By default both 1 and 4 stages are tried
             and the network with the lower calibration loss (or cost, with a tolerance) wins; ``"head"`` and
             ``"refit"`` use 1.
@@ -107,12 +129,22 @@ def prune(
         TraceError, ModelStateError, UnknownLayerError, DataError, ConfigError: as their texts say.
         VerificationError: the smaller network doesn't compute what the masked one does; nothing is returned then.
     """
+    given = dict(locals())
+    if isinstance(tolerance, AccuracyDrop) and budget is None:
+        _check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
+        return climb_down(lambda rung: prune(**(given | {"budget": rung, "tolerance": None})), tolerance, minimize)
     begin, begin_cpu = time.monotonic(), time.process_time()
     budgets = _requirement(budget, tolerance)
     _check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
     if surrogate is None:
         surrogate = "refit" if "refit" in repair and stages in (None, 1) else "quadratic"
-    graph, calibration, held_out = prepare(model, data, holdout, example_input, seed)
+        if surrogate == "quadratic" and stages is None and tolerance is None and multiple == 1:
+            surrogate = "joint"
+    if surrogate == "joint" and tolerance is not None:
+        raise ConfigError("surrogate='joint' takes budgets; with a tolerance use 'refit' or 'quadratic'")
+    if surrogate == "joint" and multiple > 1:
+        raise ConfigError("surrogate='joint' knows no width multiples; use 'refit' or 'quadratic'")
+    graph, calibration, held_out = prepare(model, data, holdout, example_input, seed, ignore)
     unseen = None if validation is None else as_data(validation, graph, "validation data")
     repairer = Repairer(graph, calibration, calibration if unseen is None else unseen, tuple(repair))
     allowed = graph.units_of(layers) if layers is not None else np.ones(graph.n_units, dtype=bool)
@@ -126,6 +158,7 @@ def prune(
     limits = {b.resource: b.limit(graph.costs) for b in budgets}
     if timed is not None:
         limits["latency"] = timed.limit
+    assert not isinstance(tolerance, AccuracyDrop)  # refused above, with a budget
     first = magnitude_mask(graph, limits, pinned, min_keep, multiple)
     with _bar(progress) as bar:
         search = Searcher(
@@ -181,7 +214,7 @@ def _check_options(
 
 
 def prepare(
-    model: nn.Module, data: Any, holdout: Any, example_input: Any, seed: int
+    model: nn.Module, data: Any, holdout: Any, example_input: Any, seed: int, ignore: Sequence[str] = ()
 ) -> tuple[UnitGraph, LabelledData, LabelledData]:
     """Trace, read the data, and set the held-out part aside before anything looks at it."""
     if next(iter(model.parameters()), None) is None:
@@ -189,7 +222,8 @@ def prepare(
     samples = read_data(data, model)
     if len(samples) == 0:
         raise DataError("calibration data is empty")
-    graph = trace(model, example_input if example_input is not None else tuple(x[:1] for x in samples.inputs))
+    example = example_input if example_input is not None else tuple(x[:1] for x in samples.inputs)
+    graph = trace(model, example, ignore=ignore)
     calibration = as_data(samples, graph)
     if isinstance(holdout, (int, float)) and not isinstance(holdout, bool):
         if not 0 < holdout < 1:
@@ -204,6 +238,8 @@ def _search(
 ) -> tuple[Candidate, str]:
     """Run the strategies; Ctrl-C and the time limit end them early, and the best candidate so far is what counts."""
     refits = search.surrogate == "refit"
+    if search.surrogate == "joint":
+        return _search_jointly(search, limits, JOINT_STAGES if stages is None else stages, first)
     follows = not refits and SURROGATES[search.surrogate][1] and search.surrogate != "additive"
     plans = [1] if refits else [stages] if stages is not None else [1, DEFAULT_STAGES] if follows else [1]
     found: list[Candidate] = []
@@ -229,6 +265,20 @@ def _search(
     if termination == "optimal" and best.stages:
         termination = best.stages[-1].termination
     return best, termination
+
+
+def _search_jointly(
+    search: Searcher, limits: dict[str, int], stages: int, first: np.ndarray
+) -> tuple[Candidate, str]:
+    found: list[Candidate] = []
+    termination = "iteration_limit"
+    try:
+        jointly(search, limits, stages, found)
+    except OutOfTime:
+        termination = "time_limit"
+    except KeyboardInterrupt:
+        termination = "interrupted"
+    return (found or [Candidate(first, search.truth(first), ())])[0], termination
 
 
 def _best(search: Searcher, found: list[Candidate], tolerance: LossIncrease | None, minimize: str) -> Candidate:
@@ -302,6 +352,9 @@ def _finish(
         pruned_calibration=pruned,
         verification=checked,
         repairs=repairs,
+        divergence=divergence(graph.model, small, data),
+        certificate=certify_accuracy(graph.model, small, held_out),
+        diagnosis=diagnose(graph, best.kept, data),
         seconds=time.monotonic() - begin,
         cpu_seconds=ready - begin_cpu,
         latency=latency,

@@ -36,7 +36,8 @@ class RepairStep(Record):
     """What one repair did.
 
     Attributes:
-        name: ``"bn"``, ``"refit"``, ``"head"`` or ``"lm"``; the first step is ``"cut"``, the network as surgery left it.
+        name: ``"bn"``, ``"refit"``, ``"head"`` or ``"lm"``; the first step is ``"cut"``, the network as surgery left
+            it.
         loss, accuracy: of the repaired network on the data that judges, whether or not it was taken.
         taken: whether the network went on from here.
         seconds: wall-clock time.

@@ -15,23 +15,24 @@ import joblib
 import numpy as np
 from torch import nn
 
-from ..curvature import RefitCurve, refit_curves
+from ..curvature import RefitCurve, expand_gates, refit_curves
 from ..game import LabelledData
 from ..graph import UnitGraph
 from ..records import Record, frozen_array
 from ..solver import Recombination, SizeCurve, recombine, size_curve
+from .joint import JointProblem
 from .measure import Quality, measure
 from .multiples import allowed_counts, searched_counts, width_steps
 from .repairing import Repairer, RepairStep
 from .surrogates import layer_surrogates, refit_size_curves
 from .widths import TEMPERATURE, RefitOracle, WidthSearch
 
-__all__ = ["Candidate", "Searcher", "Stage", "search_widths", "tighten", "under_budget", "within_tolerance"]
+__all__ = ["Candidate", "Searcher", "Stage", "jointly", "search_widths", "tighten", "under_budget", "within_tolerance"]
 
 #: Nodes of branch and bound per size of a layer when the final bound is tightened.
 TIGHTEN_NODES = 32
-#: Networks of more units than this are recombined by exchanges and the Lagrangian bound alone: the MIP would take
-#: longer than everything else.
+#: With refits, networks of more units than this are recombined without the MIP, which would take longer than everything
+#: else; a search over repaired networks follows anyway.
 QUICK_ABOVE = 300
 #: Networks that the search over widths repairs and measures.
 WIDTH_EVALUATIONS = 50
@@ -170,7 +171,7 @@ class Searcher:
     def combine(self, curves: list[SizeCurve], **problem: object) -> Recombination:
         """Best sizes of all groups together."""
         self.tick("combining layers")
-        quick = self.graph.n_units > QUICK_ABOVE
+        quick = self.surrogate == "refit" and self.graph.n_units > QUICK_ABOVE
         return recombine(
             curves, self.graph.costs, multiples=self.steps.tolist(), solver=self.solver, time_limit=self.remaining(),
             quick=quick, **problem,  # type: ignore[arg-type]
@@ -250,6 +251,45 @@ def within_tolerance(
         kept, quality = found.kept, after
         if costs.cost(minimize, costs.counts(kept)) <= costs.cost(minimize, costs.counts(best[-1].kept)):
             best.append(Candidate(kept, quality, chain))
+
+
+def jointly(search: Searcher, limits: dict[str, int], stages: int, best: list[Candidate]) -> None:
+    """Smallest loss under ``limits`` by a quadratic in all gates of the network, expanded anew in every stage.
+
+    Stages shrink the costs by equal factors: the less is left, the less may go before the loss is expanded anew.  The
+    chain as a whole is a heuristic; each stage's bound holds for its own quadratic.
+    """
+    costs = search.graph.costs
+    full = {resource: costs.cost(resource, costs.sizes) for resource in limits}
+    kept = np.ones(search.graph.n_units, dtype=bool)
+    quality = search.truth(kept)
+    chain: list[Stage] = []
+    for step in range(1, stages + 1):
+        search.remaining()
+        search.tick(f"stage {step} of {stages}")
+        begin = time.monotonic()
+        now = {r: max(limit, int(full[r] * (limit / full[r]) ** (step / stages))) for r, limit in limits.items()}
+        now = {r: max(limit, _reachable(search, r)) for r, limit in now.items()} if step < stages else limits
+        expansion = expand_gates(search.graph, search.data, kept, joint=True)
+        problem = JointProblem(
+            expansion.gradient, expansion.joint, costs, now, kept, search.pinned, search.min_keep
+        )
+        found = problem.solve()
+        after = search.truth(found)
+        value = problem.value(found)
+        chain.append(Stage(
+            kept=frozen_array(found, bool), objective=value, bound=problem.bound(found), surrogate_drop=value,
+            true_drop=after.loss - quality.loss, max_drop=None, termination="iteration_limit", solver="exchange",
+            version="", seconds=time.monotonic() - begin,
+        ))
+        kept, quality = found, after
+    best.append(Candidate(kept, quality, tuple(chain)))
+
+
+def _reachable(search: Searcher, resource: str) -> int:
+    """The cost of the smallest network allowed."""
+    costs = search.graph.costs
+    return costs.cost(resource, np.maximum(np.minimum(search.min_keep, costs.sizes), costs.counts(search.pinned)))
 
 
 def search_widths(search: Searcher, limits: dict[str, int], best: Candidate) -> Candidate:

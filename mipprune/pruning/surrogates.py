@@ -49,8 +49,8 @@ SURROGATES: dict[str, tuple[Callable[[UnitGraph, LabelledData, np.ndarray, int],
 }
 
 
-#: All that ``prune`` takes; "refit" has curves of its own (:func:`refit_size_curves`) and no surrogate per mask.
-KINDS = (*sorted(SURROGATES), "refit")
+#: All that ``prune`` takes; "refit" has curves of its own (:func:`refit_size_curves`), "joint" isn't separable.
+KINDS = (*sorted(SURROGATES), "joint", "refit")
 
 
 def layer_surrogates(kind: str, graph: UnitGraph, data: LabelledData, kept: np.ndarray, seed: int) -> list[Surrogate]:

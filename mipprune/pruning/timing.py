@@ -23,7 +23,7 @@ __all__ = ["LatencyCheck"]
 
 #: Searches in all: the first, and repetitions under another limit.
 ATTEMPTS = 4
-#: A share of the budget that a repetition should use.
+#: The share of the budget that should be used.
 NEAR = 0.97
 #: Seconds spent on a table that wasn't given, and on each comparison of two networks.
 MEASURING, COMPARING = 20.0, 2.0
@@ -73,7 +73,7 @@ class LatencyCheck:
     def enforce(
         self, search: Searcher, best: Candidate, termination: str, limits: dict[str, int], again: Search
     ) -> tuple[Candidate, str, LatencyComparison | None]:
-        """Measure ``best``; while it is too slow, or a repetition needlessly fast, search again under another limit.
+        """Measure ``best``; while it is too slow, or needlessly fast, search again under another limit.
 
         Returns the candidate that meets the budget with the least loss, else the fastest one; why the last search
         stopped; and the candidate's timing, if Ctrl-C left one.
@@ -106,8 +106,10 @@ class LatencyCheck:
         """The limit to search under next, given (table's cost, measured ratio) of what was found; ``None``: enough."""
         wanted = self.budget.ratio
         fast, slow = ([pair for pair in seen if (pair[1] <= wanted) == ok] for ok in (True, False))
-        if not slow:
-            return None
+        if not slow:  # raise the limit once where the table was too careful
+            cost, ratio = seen[0]
+            careful = ratio < NEAR * wanted and len(seen) == 1
+            return math.floor(cost + (wanted - ratio) * self.dense) if careful else None
         if not fast:  # lower the limit by what the table was off at the fastest so far
             cost, ratio = min(slow, key=lambda pair: pair[1])
             return math.floor(cost - (ratio - wanted) * self.dense)

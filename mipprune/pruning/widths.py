@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..costs import CostModel
 from ..curvature import RefitCurve
 from ..game import LabelledData
 from ..graph import UnitGraph
 from ..repair import CutNetwork, DenseRun, refit_cut
+from ..surgery.verify import first_tensor
 
-__all__ = ["RefitOracle", "WidthSearch", "softened_divergence"]
+__all__ = ["RefitOracle", "WidthSearch", "divergence", "softened_divergence"]
 
 #: Softens the logits that networks are compared by: the wrong classes' ranking counts, not only the winner.
 TEMPERATURE = 4.0
@@ -24,6 +26,15 @@ def softened_divergence(dense: torch.Tensor, small: torch.Tensor, temperature: f
     p = torch.log_softmax(dense.double() / temperature, -1)
     q = torch.log_softmax(small.double() / temperature, -1)
     return temperature**2 * float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@torch.no_grad()
+def divergence(dense: nn.Module, small: nn.Module, data: LabelledData) -> float:
+    """:func:`softened_divergence` of two networks on ``data``."""
+    total = 0.0
+    for part in data.batches():
+        total += len(part) * softened_divergence(first_tensor(dense(*part.inputs)), first_tensor(small(*part.inputs)))
+    return total / len(data)
 
 
 class RefitOracle:

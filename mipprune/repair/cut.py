@@ -68,7 +68,8 @@ class CutNetwork:
         env: dict[str, Any] = dict(zip(captured.inputs, inputs, strict=True))
         for node in captured.nodes:
             if not is_integer_node(node):
-                env[node.name] = self.graph.program.apply(node, env, tensors, len(inputs[0]), self._lengths.get(node.name))
+                lengths = self._lengths.get(node.name)
+                env[node.name] = self.graph.program.apply(node, env, tensors, len(inputs[0]), lengths)
         return env[captured.output.name]
 
     @torch.no_grad()

@@ -33,8 +33,8 @@ def refit_head(
     layer = dense.layers.get(cut.graph.program.captured.output.name)
     if layer is None or not layer.is_linear or dense.logits.ndim != 2:
         return False
-    x = torch.cat([_value(cut, layer.data, env, size) for env, size in zip(dense.inputs, dense.sizes, strict=True)])
-    x = x.double().cpu().numpy()
+    parts = [_value(cut, layer.data, env, size) for env, size in zip(dense.inputs, dense.sizes, strict=True)]
+    x = torch.cat(parts).double().cpu().numpy()
     weight = cut.tensors[layer.weight]
     bias = cut.tensors[layer.bias] if layer.bias is not None else None
     if bias is not None:

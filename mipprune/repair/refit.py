@@ -43,7 +43,8 @@ class DenseRun:
         self.graph, self.data = graph, data
         self.layers = {layer.node.name: layer for layer in find_layers(program)}
         self.order = _execution_order(program, self.layers)
-        wanted = {l.total.name if l.total is not None else n for n, l in self.layers.items()} | set(self.layers)
+        sums = {layer.total.name for layer in self.layers.values() if layer.total is not None}
+        wanted = sums | set(self.layers)
         self.inputs: list[dict[str, Any]] = []
         self.sizes: list[int] = []
         self.targets: list[dict[str, torch.Tensor]] = []
@@ -192,7 +193,8 @@ class _Sweep:
             count += x.shape[2]
             part = [x @ x.mT, x @ t.mT, x.sum(2), t.sum(2), (t * t).sum(2)]
             sums = [p.double() for p in part] if not sums else [s + p for s, p in zip(sums, part, strict=True)]
-        return _Moments(*(s / count for s in sums), rows=count)
+        xx, xt, x_mean, t_mean, tt = (s / count for s in sums)
+        return _Moments(xx, xt, x_mean, t_mean, tt, count)
 
 
 class _Norm:

@@ -56,10 +56,7 @@ def polish(
         signs = [torch.randint(0, 2, rest.shape, generator=generator).to(rest) * 2 - 1 for _ in range(_PROBES)]
         scale = torch.stack([linear.transposed(s) ** 2 for s in signs]).mean(0) / n
         scale = scale.clamp_min(1e-4 * float(scale.mean()))
-        move = _conjugate_gradients(
-            lambda v, d=damping, s=scale: linear.transposed(linear.forward(v)) / n + d * s * v,  # noqa: B023
-            gradient, scale * (1 + damping), iterations,
-        )
+        move = _conjugate_gradients(linear, damping * scale, gradient, scale * (1 + damping), iterations)
         before = [cut.tensors[name].clone() for name in names]
         _add(cut, names, before, move)
         error = _error(cut, inputs, dense.logits)
@@ -115,13 +112,14 @@ class _Linearised:
         return torch.cat([p.flatten() for p in parts])
 
 
-def _conjugate_gradients(apply: Callable[[Flat], Flat], right: Flat, diagonal: Flat, iterations: int) -> Flat:
+def _conjugate_gradients(linear: _Linearised, damped: Flat, right: Flat, diagonal: Flat, iterations: int) -> Flat:
+    """Solves (J'J / N + diag(damped)) x = right, preconditioned with ``diagonal``."""
     x = torch.zeros_like(right)
     residual = right.clone()
     direction = preconditioned = residual / diagonal
     energy = float(residual @ preconditioned)
     for _ in range(iterations):
-        image = apply(direction)
+        image = linear.transposed(linear.forward(direction)) / len(linear.output) + damped * direction
         curvature = float(direction @ image)
         if not curvature > 0 or not energy > 0:
             break

@@ -42,7 +42,7 @@ class LeafSolution:
 class LeafProgram:
     """A problem's relaxation in HiGHS that grows by tangents and is solved over boxes of masks.
 
-    Limits on drop and budgets have a slack with a price, so that every box has a solution and finite multipliers.
+    Limits have a slack with a price, so that every box whose counts are allowed has a solution, and finite multipliers.
 
     Args:
         drop_scale: size of the drops that matter.
@@ -92,7 +92,10 @@ class LeafProgram:
             )
         self.forbidden_rows = builder.n_rows
         for mask in problem.forbidden:
-            builder.add_row(self.kept, np.where(mask, -1.0, 1.0), lower=1.0 - mask.sum())
+            slack = builder.add_columns(1, upper=np.inf, cost=price)
+            builder.add_row(
+                np.append(self.kept, slack), np.append(np.where(mask, -1.0, 1.0), 1.0), lower=1.0 - mask.sum()
+            )
         self.mip = builder.build()
         self.highs = _start(self.mip)
         self.tangents: list[tuple[int, int]] = []
@@ -135,7 +138,7 @@ class LeafProgram:
         z = 1.0 - np.clip(x[self.kept], keep.astype(float), 1.0 - remove)
         bound = (self.highs.getInfo().objective_function_value + self.mip.constant) * self.scale
         leaf = self._leaf(duals)
-        broken = (self.drop_row is not None and leaf.drop > 0) or any(leaf.budgets.values())
+        broken = leaf.drop > 0 or any(leaf.budgets.values()) or leaf.forbidden.any()
         refuting = dataclasses.replace(leaf, objective=0.0) if broken else None
         if refuting is not None and self.problem.objective == "drop" and leaf.drop == 0.0:
             none = np.zeros(0)

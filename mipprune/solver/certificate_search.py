@@ -110,26 +110,31 @@ class _Work:
                 continue  # a single mask whose bound rounding keeps below the incumbent
             out, stay = node.remove.copy(), node.keep.copy()
             out[node.branch] = stay[node.branch] = True
-            node.children = self._node(stay, node.remove, LEAF_ROUNDS), self._node(node.keep, out, LEAF_ROUNDS)
+            boxes = (stay, node.remove), (node.keep, out)
+            first, second = (self._node(*box, LEAF_ROUNDS, node.leaf) for box in boxes)
+            node.children = first, second
             for child in node.children:
                 heapq.heappush(open_, child)
             leaves += 1
 
-    def _node(self, keep: np.ndarray, remove: np.ndarray, rounds: int) -> _Node:
-        """Solve a box, with tangents until they say nothing new, and derive its bound as the checker will."""
+    def _node(self, keep: np.ndarray, remove: np.ndarray, rounds: int, parent: Leaf | None = None) -> _Node:
+        """Solve a box, with tangents until they say nothing new, and derive its bound as the checker will.
+
+        The multipliers are the best of the program's, with and without the objective, and those of the parent.
+        """
         self.count += 1
-        free = ~(keep | remove)
         solved = self._solve(keep, remove, rounds)
-        if solved is None:  # no count is allowed, which needs no multipliers
-            none = np.zeros(0)
-            leaf = Leaf(0.0, 0.0, {}, np.zeros(len(self.problem.forbidden)), none, none, none)
-            return _Node(self._derive(leaf, keep, remove), self.count, keep, remove, leaf, _first(free))
-        leaf, bound = solved.leaf, self._derive(solved.leaf, keep, remove)
-        if bound <= self.target and solved.refuting is not None:
-            refuted = self._derive(solved.refuting, keep, remove)
-            leaf, bound = (solved.refuting, refuted) if refuted > bound else (leaf, bound)
-        fractional = np.where(free, np.minimum(solved.z, 1.0 - solved.z), -1.0)
-        return _Node(bound, self.count, keep, remove, leaf, int(fractional.argmax()) if free.any() else -1)
+        none = np.zeros(0)
+        empty = Leaf(0.0, 0.0, {}, np.zeros(len(self.problem.forbidden)), none, none, none)
+        choices = [empty] if solved is None else [solved.leaf, solved.refuting]  # no solution: no count is allowed
+        best, leaf = -math.inf, empty
+        for choice in (*choices, parent):
+            if choice is not None and best <= self.target:
+                bound = self._derive(choice, keep, remove)
+                best, leaf = (bound, choice) if bound >= best else (best, leaf)
+        free = ~(keep | remove)
+        fractional = free if solved is None else np.where(free, np.minimum(solved.z, 1.0 - solved.z), -1.0)
+        return _Node(best, self.count, keep, remove, leaf, int(fractional.argmax()) if free.any() else -1)
 
     def _solve(self, keep: np.ndarray, remove: np.ndarray, rounds: int) -> LeafSolution | None:
         """Kelley's method: tangents at the program's solution and half-way to the incumbent."""
@@ -181,7 +186,3 @@ class _Work:
             leaves=tuple(leaves),
             points=points,
         )
-
-
-def _first(free: np.ndarray) -> int:
-    return int(free.argmax()) if free.any() else -1

@@ -23,7 +23,8 @@ def smooth_points(problem: Problem, kept: np.ndarray, goes_on: Callable[[], bool
     ``saved`` is linear: what every unit saves of the objective (or of the budgets) next to the mask ``kept``.  The
     right price spends ``max_drop``, or the budgets, exactly; there a single tangent at the minimiser gives the bound of
     the whole convex relaxation, as its linearisation is minimal at the same point.  Found by bisection with L-BFGS-B,
-    each price starting from the last point.  Yields float64 vectors (n,), the best last; heuristic, nothing relies on them.
+    each price starting from the last point.  Yields float64 vectors (n,), the best last; heuristic, nothing relies on
+    them.
     """
     surrogate = problem.surrogate
     low, high = problem.remove.astype(float), 1.0 - problem.keep

@@ -239,7 +239,7 @@ class _Sizes:
             return
         sizes = [int(r) for r in np.argsort(self.cost, kind="stable") if self.bounds[r] <= self.limit]
         low, high = 0, 0  # the masks of sizes[high:] are easy to find, those of sizes[:low] weren't
-        while high < len(sizes) and goes_on():
+        while high < len(sizes) and not search.out_of_time:
             if self.cost[sizes[high]] >= search.objective:
                 break
             local.descend(point, sizes[high])
@@ -251,6 +251,8 @@ class _Sizes:
             local.descend(point, sizes[min(middle, len(sizes) - 1)])
             low, high = (low, middle) if search.objective <= self.cost[sizes[middle]] else (middle + 1, high)
         for r in reversed(sizes):
+            if not goes_on():
+                break
             if self.cost[r] < search.objective:
                 local.search(point, r, self.limit, goes_on)
                 if search.objective > self.cost[r]:

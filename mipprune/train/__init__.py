@@ -1,9 +1,10 @@
-"""train: gradient steps, for those who want them while or after pruning."""
+"""train: gradient steps, for those who want them while or after pruning, and auxiliary heads."""
 
+from .auxiliary import AuxiliaryNetwork, DecoupledLayer, fit_conv_head
 from .fine_tuning import FineTuned, fine_tune
 from .flatness import FlatnessPenalty
 from .joint import TrainAndPruneReport, TrainAndPruneResult, train_and_prune
 from .schedule import CubicSchedule, PruningEvent
 
-__all__ = ["CubicSchedule", "FineTuned", "FlatnessPenalty", "PruningEvent", "TrainAndPruneReport",
-           "TrainAndPruneResult", "fine_tune", "train_and_prune"]
+__all__ = ["AuxiliaryNetwork", "CubicSchedule", "DecoupledLayer", "FineTuned", "FlatnessPenalty", "PruningEvent",
+           "TrainAndPruneReport", "TrainAndPruneResult", "fine_tune", "fit_conv_head", "train_and_prune"]

@@ -33,8 +33,9 @@ class FineTuned:
 
 
 def fine_tune(
-    model: nn.Module, data: Any, *, validation: Any, teacher: nn.Module | None = None, epochs: int = 5, lr: float = 1e-3,
-    weight_decay: float = 1e-3, batch_size: int = 64, temperature: float = 4.0, seed: int = 0, progress: bool = True,
+    model: nn.Module, data: Any, *, validation: Any, teacher: nn.Module | None = None, epochs: int = 5,
+    lr: float = 1e-3, weight_decay: float = 1e-3, batch_size: int = 64, temperature: float = 4.0, seed: int = 0,
+    progress: bool = True,
 ) -> FineTuned:
     """Train a copy of ``model`` by AdamW with a one-cycle schedule; keep the epoch with the lowest validation loss.
 

@@ -46,7 +46,8 @@ def _dropout(c: Context, x: Value, p: float, train: bool) -> Any:
 @register_rule(*names(
     "add", "sub", "rsub", "mul", "div", "maximum", "minimum", "pow", "fmod", "remainder", "atan2", "where", "eq", "ne",
     "gt", "lt", "ge", "le", "logical_and", "logical_or", "bitwise_and", "bitwise_or", "__and__", "__or__", "xlogy",
-    "logaddexp", "lerp", "addcmul", "addcdiv", "masked_fill", "floor_divide", "heaviside", "copysign",
+    "logaddexp", "lerp", "addcmul", "addcdiv", "min.other", "max.other", "masked_fill", "floor_divide", "heaviside",
+    "copysign",
 ))
 def elementwise(c: Context, *args: Any, **_: Any) -> Any:
     """Broadcast operations of any number of tensors: units that meet are tied."""

@@ -11,10 +11,14 @@ from ..registry import register_rule
 from ..sizes import TensorSize
 from .elementwise import names
 
+_COPYING: dict[str, Any] = {"aten.view.default": torch.ops.aten.reshape.default,
+                            "aten._unsafe_view.default": torch.ops.aten.reshape.default}
+
 
 def moved(c: Context, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
     """The operation on labels, and on element numbers where its one tensor is a parameter (else ``None``)."""
-    target: Any = c.node.target
+    # labels are often broadcast, where a view can't be had
+    target: Any = _COPYING.get(str(c.node.target), c.node.target)
     origin = args[0].origin if isinstance(args[0], Value) else None
     labels = target(*_plain(args, lambda v: v.labels), **kwargs)
     if origin is None or sum(isinstance(a, Value) for a in args) > 1:
@@ -271,6 +275,9 @@ def _gather(c: Context, x: Value, dim: int, index: Value, **_: Any) -> Labels:
 
 @register_rule("aten.index_select", "aten.index.Tensor")
 def _index(c: Context, x: Value, *rest: Any) -> Any:
+    if x.origin is not None:  # a table looked up: which rows are taken isn't known, the other dimensions stay
+        target: Any = c.node.target
+        return Value(c.zeros(), None, (x.origin[0], target(x.origin[1], *_plain(rest, lambda v: v.labels))))
     carry, along = c.carry(x)
     if carry is None:
         return c.zeros()

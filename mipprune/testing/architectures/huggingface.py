@@ -37,4 +37,10 @@ HUGGING_FACE = (
     _case("llama_gqa", (6,), (32, 4, 24, 4, 24), "LlamaForCausalLM", "LlamaConfig", hidden_size=32,
           num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=4, intermediate_size=24,
           max_position_embeddings=8, **_TEXT),
+    _case("qwen3", (6,), (32, 4, 24), "Qwen3ForCausalLM", "Qwen3Config", hidden_size=32, num_hidden_layers=1,
+          num_attention_heads=8, num_key_value_heads=4, head_dim=4, intermediate_size=24, **_TEXT),
+    _case("t5_encoder", (6,), (4, 24, 24), "T5EncoderModel", "T5Config", d_model=16, d_kv=4, num_heads=4, d_ff=24,
+          num_layers=2, **_TEXT),
+    _case("swin", (3, 32, 32), (8, 2, 32, 32, 16, 4, 64), "SwinForImageClassification", "SwinConfig", image_size=32,
+          patch_size=4, embed_dim=8, depths=[2, 1], num_heads=[2, 4], window_size=4, num_labels=3),
 )

@@ -1,0 +1,239 @@
+"""``prune`` with refits: selection, width search, repairs, certificate, diagnosis and fine-tuning."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+from torch import nn
+
+import mipprune as mp
+from mipprune.costs import CostModel
+from mipprune.curvature import RefitCurve
+from mipprune.demo import train
+from mipprune.errors import BudgetError, ConfigError, DataError, InfeasibleError
+from mipprune.game import as_data
+from mipprune.pruning import search
+from mipprune.pruning.certificate import certify_accuracy, clopper_pearson_upper
+from mipprune.pruning.diagnosis import diagnose
+from mipprune.pruning.widths import RefitOracle, WidthSearch
+from mipprune.train import fine_tune
+
+
+@pytest.fixture(scope="module")
+def mlp(digits_flat: Any) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 10))
+    return train(model, *digits_flat.train, epochs=12)
+
+
+@pytest.fixture(scope="module")
+def pruned(mlp: nn.Module, digits_flat: Any) -> mp.PruneResult:
+    return mp.prune(mlp, digits_flat.train, budget=mp.Macs(0.25), holdout=digits_flat.test,
+                    validation=digits_flat.calibration, progress=False)
+
+
+def test_the_default_road_refits_and_uses_the_budget(pruned: mp.PruneResult, mlp: nn.Module, digits_flat: Any) -> None:
+    report = pruned.report
+    assert report.surrogate == "refit"
+    assert 0.24 <= report.ratio("macs") <= 0.25
+    assert report.solution.bound <= report.solution.objective
+    assert (report.stages[-1].kept == pruned.kept).all()
+    plain = mp.prune(mlp, digits_flat.train, budget=mp.Macs(0.25), holdout=digits_flat.test, repair=(), progress=False)
+    assert plain.report.surrogate == "joint"
+    assert report.pruned.accuracy > plain.report.pruned.accuracy
+    assert report.pruned.accuracy > report.baseline.accuracy - 0.01
+
+
+def test_repairs_are_reported_apart(pruned: mp.PruneResult) -> None:
+    steps = pruned.report.repairs
+    assert [step.name for step in steps] == ["cut", "refit", "head"]  # there is no batch-norm
+    taken = [step.loss for step in steps if step.taken]
+    assert taken == sorted(taken, reverse=True)
+    for step in steps:
+        assert f"{step.name}: loss {step.loss:.4f}" in str(pruned)
+    assert type(pruned.report).from_dict(pruned.report.to_dict()) == pruned.report
+
+
+def test_a_repair_that_harms_is_not_taken(mlp: nn.Module, digits_flat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(cut: Any, dense: Any) -> bool:
+        for tensor in cut.tensors.values():
+            tensor.mul_(-1)
+        return True
+
+    monkeypatch.setattr("mipprune.pruning.repairing.refit_head", spoil)
+    result = mp.prune(mlp, digits_flat.train, budget=mp.Macs(0.5), holdout=digits_flat.test, progress=False)
+    assert not result.report.repairs[-1].taken
+    assert result.report.repair == ("refit",)
+    assert result.report.pruned.accuracy > 0.85
+    assert "not taken" in str(result)
+
+
+def toy_curves(n: int) -> tuple[list[RefitCurve], CostModel]:
+    error = np.arange(n, dtype=float) ** 2
+    curve = RefitCurve(np.arange(n), error, np.zeros(n))
+    model = nn.Sequential(nn.Linear(3, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 2))
+    graph = mp.trace(model, torch.zeros(1, 3))
+    return [curve, curve], graph.costs
+
+
+def test_width_search_finds_the_best_widths_and_counts_its_evaluations() -> None:
+    curves, costs = toy_curves(8)
+    limit = costs.cost("macs", np.array([5, 5]))
+
+    def oracle(kept: np.ndarray) -> float:
+        counts = costs.counts(kept)
+        return -float(3 * min(counts[0], 2) + counts[1])
+
+    best = min(
+        -float(3 * min(a, 2) + b) for a in range(1, 9) for b in range(1, 9)
+        if costs.cost("macs", np.array([a, b])) <= limit
+    )
+    widths = WidthSearch(curves, costs, {"macs": limit}, np.array([1, 1]), oracle)
+    counts, loss = widths.run(np.array([5, 5]), 100, lambda: True)
+    assert loss == best == oracle(widths.mask(counts))
+    assert costs.cost("macs", counts) <= limit
+    few = WidthSearch(curves, costs, {"macs": limit}, np.array([4, 1]), oracle)
+    counts, _ = few.run(np.array([5, 5]), 3, lambda: True)
+    assert len(few.seen) <= 3
+    assert counts[0] >= 4
+
+
+def test_leftover_budget_is_filled_up() -> None:
+    curves, costs = toy_curves(8)
+    limit = costs.cost("macs", np.array([6, 5]))
+    widths = WidthSearch(curves, costs, {"macs": limit}, np.array([1, 1]), lambda kept: 0.0)
+    filled = widths.filled(np.array([2, 2]))
+    assert costs.cost("macs", filled) <= limit
+    assert all(costs.cost("macs", filled + step) > limit for step in np.eye(2, dtype=int))
+
+
+def test_the_oracle_judges_on_what_the_refit_did_not_see(mlp: nn.Module, digits_flat: Any) -> None:
+    graph = mp.trace(mlp, digits_flat.train[0][:1])
+    data = as_data(digits_flat.train, graph)
+    oracle = RefitOracle(graph, data, as_data(digits_flat.calibration, graph))
+    assert len(oracle.fit.data) + len(oracle.logits) == len(data) + len(digits_flat.calibration[1])
+    kept = np.ones(graph.n_units, dtype=bool)
+    assert oracle(kept) == pytest.approx(0, abs=1e-6)
+    kept[:12] = False
+    assert oracle(kept) > 0.01
+
+
+def test_interrupted_while_searching_widths(mlp: nn.Module, digits_flat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search, "RefitOracle", stop)
+    result = mp.prune(mlp, digits_flat.train, budget=mp.Macs(0.5), holdout=digits_flat.test, progress=False)
+    assert result.solution.termination == "interrupted"
+    assert result.report.ratio("macs") <= 0.5
+    assert threading.active_count() < 20
+
+
+@pytest.mark.parametrize("k", [0, 1, 7, 50])
+def test_clopper_pearson_is_exact(k: int) -> None:
+    bound = clopper_pearson_upper(k, 50, 0.95)
+    if k < 50:
+        assert binom.cdf(k, 50, bound) == pytest.approx(0.05)
+    else:
+        assert bound == 1
+    with pytest.raises(DataError):
+        clopper_pearson_upper(3, 2, 0.95)
+    with pytest.raises(DataError):
+        clopper_pearson_upper(1, 2, 1.0)
+
+
+def test_certificates_cover_at_the_stated_rate() -> None:
+    rng = np.random.default_rng(0)
+    for p in (0.01, 0.05, 0.3):
+        missed = np.mean([clopper_pearson_upper(int(k), 200, 0.9) < p for k in rng.binomial(200, p, 2000)])
+        assert missed <= 0.1 + 0.02
+
+
+def test_certificate_counts(mlp: nn.Module, digits_flat: Any) -> None:
+    graph = mp.trace(mlp, digits_flat.train[0][:1])
+    data = as_data(digits_flat.test, graph)
+    other = copy.deepcopy(mlp)
+    with torch.no_grad():
+        other[-1].bias[3] += 5
+        a, b = mlp(data.inputs[0]).argmax(1), other(data.inputs[0]).argmax(1)
+    found = certify_accuracy(mlp, other, data, 0.9)
+    assert found.disagreements == int((a != b).sum())
+    assert found.lost == int(((a == data.targets) & (b != data.targets)).sum()) > 0
+    assert found.drop_bound == clopper_pearson_upper(found.lost, len(data), 0.9)
+    assert found.at(0.99).drop_bound > found.drop_bound
+
+
+def test_accuracy_drop_goes_down_the_ladder(mlp: nn.Module, digits_flat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "WIDTH_EVALUATIONS", 3)
+    drop = mp.AccuracyDrop(0.05, confidence=0.9)
+    result = mp.prune(mlp, digits_flat.train, holdout=digits_flat.test, tolerance=drop, minimize="macs", progress=False)
+    certificate = result.report.certificate
+    assert certificate.confidence == 0.9
+    assert certificate.drop_bound <= 0.05
+    assert result.report.ratio("macs") <= 0.8
+    assert "90% confidence" in str(result)
+    with pytest.raises(InfeasibleError, match="certified") as caught:
+        mp.prune(mlp, digits_flat.train, holdout=digits_flat.test, tolerance=mp.AccuracyDrop(1e-4), progress=False)
+    assert caught.value.nearest > 1e-4
+    with pytest.raises(BudgetError):
+        mp.AccuracyDrop(0.0)
+    with pytest.raises(BudgetError):
+        mp.prune(mlp, digits_flat.train, budget=mp.Macs(0.5), tolerance=drop)
+
+
+def test_diagnosis_names_the_layer_that_loses(mlp: nn.Module, digits_flat: Any) -> None:
+    graph = mp.trace(mlp, digits_flat.train[0][:1])
+    data = as_data(digits_flat.test, graph)
+    kept = np.ones(graph.n_units, dtype=bool)
+    kept[1:24] = False
+    found = diagnose(graph, kept, data)
+    assert found.accuracy[1] == pytest.approx(float((mlp(data.inputs[0]).argmax(1) == data.targets).double().mean()))
+    assert found.accuracy[0] < 0.5
+    assert str(found).startswith("most is lost in 0 alone")
+
+
+def test_batch_norm_shifts_are_told(digits: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(64, 10))
+    x, y = digits.test
+    model.train()(x)
+    model[3].momentum = 1.0
+    model(x)
+    model.eval()
+    graph = mp.trace(model, x[:1])
+    data = as_data((x, y), graph)
+    kept = np.ones(graph.n_units, dtype=bool)
+    assert diagnose(graph, kept, data).shifts[0] == pytest.approx(0, abs=1e-4)
+    kept[:3] = False
+    found = diagnose(graph, kept, data)
+    with torch.no_grad():
+        hidden = model[1](model[0](x))
+        hidden[:, :3] = 0
+        z = (model[2](hidden).mean((0, 2, 3)) - model[3].running_mean) / (model[3].running_var + 1e-5).sqrt()
+    assert found.norms == ("3",)
+    assert found.shifts[0] == pytest.approx(float(z.square().mean().sqrt()), rel=1e-3)
+
+
+def test_fine_tuning_keeps_the_best_checkpoint(pruned: mp.PruneResult, mlp: nn.Module, digits_flat: Any) -> None:
+    before = copy.deepcopy(pruned.model.state_dict())
+    options = {"validation": digits_flat.calibration, "epochs": 2, "progress": False}
+    tuned = fine_tune(pruned.model, digits_flat.train, teacher=mlp, **options)
+    assert len(tuned.losses) == 3
+    assert tuned.losses[tuned.best_epoch] == min(tuned.losses)
+    x, y = digits_flat.calibration
+    with torch.no_grad():
+        loss = float(nn.functional.cross_entropy(tuned.model(x), y))
+    assert loss == pytest.approx(min(tuned.losses), abs=1e-5)
+    assert all(torch.equal(before[k], v) for k, v in pruned.model.state_dict().items())
+    wild = fine_tune(pruned.model, digits_flat.train, lr=50.0, **options)
+    assert wild.best_epoch == 0
+    assert all(torch.equal(before[k], v) for k, v in wild.model.state_dict().items())
+    with pytest.raises(ConfigError):
+        fine_tune(pruned.model, digits_flat.train, validation=digits_flat.calibration, epochs=0)
