@@ -197,8 +197,11 @@ def test_errors_say_what_to_do() -> None:
     model, data = problem()
     with pytest.raises(mp.errors.BudgetError, match="Macs"):
         train_and_prune(model, data, budget=0.5, **FAST)  # type: ignore[arg-type]
-    with pytest.raises(mp.errors.InfeasibleError):
-        train_and_prune(model, data, budget=mp.Units(0.1), min_keep=4, **FAST)
+    with pytest.raises(mp.errors.InfeasibleError, match="min_keep") as caught:
+        train_and_prune(model, data, budget=mp.Units(0.1), min_keep=4, **{**FAST, "epochs": 10**9})  # before training
+    assert caught.value.nearest == pytest.approx(8 / 14)
+    with pytest.raises(mp.errors.InfeasibleError, match="pin fewer"):
+        train_and_prune(model, data, budget=mp.Units(0.5), pin=["0"], **FAST)
     with pytest.raises(mp.errors.UnknownLayerError, match="no prunable layer"):
         train_and_prune(model, data, budget=mp.Units(0.5), pin=["7"], **FAST)
     with pytest.raises(mp.errors.ConfigError, match="epochs"):

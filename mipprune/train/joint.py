@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..costs import CostModel
 from ..curvature import Sharpness, sharpness
-from ..errors import BudgetError, ConfigError, ModelStateError
+from ..errors import BudgetError, ConfigError, InfeasibleError, ModelStateError
 from ..game.data import LabelledData, as_data, read_data
 from ..graph import UnitGraph, trace
 from ..records import Record, frozen_array
@@ -354,8 +354,18 @@ def _limits(budget: Any, graph: UnitGraph, pin: Iterable[str], min_keep: int) ->
     if not graph.groups:
         reasons = "; ".join(f"{p.module}: {p.reason}" for p in graph.pinned)
         raise BudgetError(f"the network has no prunable unit: {reasons}")
-    graph.units_of(pin)  # an unknown layer is told before any training
-    return {b.resource: b.limit(graph.costs) for b in budgets}
+    costs = graph.costs
+    limits = {b.resource: b.limit(costs) for b in budgets}
+    fewest = np.maximum(np.minimum(min_keep, costs.sizes), costs.counts(graph.units_of(pin)))
+    for resource, limit in limits.items():  # told before any training
+        least, full = costs.cost(resource, fewest), costs.cost(resource, costs.sizes)
+        if least > limit:
+            raise InfeasibleError(
+                f"{resource} can't go below {least:,} ({least / full:.1%} of the dense network) with pin and min_keep; "
+                f"the budget is {limit:,}. Raise the budget, lower min_keep, or pin fewer layers",
+                requirement=resource, nearest=least / full,
+            )
+    return limits
 
 
 @torch.no_grad()
