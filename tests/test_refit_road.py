@@ -82,6 +82,10 @@ def toy_curves(n: int) -> tuple[list[RefitCurve], CostModel]:
     return [curve, curve], graph.costs
 
 
+def widths_from(curves: list[RefitCurve], *fewest: int) -> list[np.ndarray]:
+    return [np.arange(least, len(curve.order) + 1) for curve, least in zip(curves, fewest, strict=True)]
+
+
 def test_width_search_finds_the_best_widths_and_counts_its_evaluations() -> None:
     curves, costs = toy_curves(8)
     limit = costs.cost("macs", np.array([5, 5]))
@@ -94,11 +98,11 @@ def test_width_search_finds_the_best_widths_and_counts_its_evaluations() -> None
         -float(3 * min(a, 2) + b) for a in range(1, 9) for b in range(1, 9)
         if costs.cost("macs", np.array([a, b])) <= limit
     )
-    widths = WidthSearch(curves, costs, {"macs": limit}, np.array([1, 1]), oracle)
+    widths = WidthSearch(curves, costs, {"macs": limit}, widths_from(curves, 1, 1), oracle)
     counts, loss = widths.run(np.array([5, 5]), 100, lambda: True)
     assert loss == best == oracle(widths.mask(counts))
     assert costs.cost("macs", counts) <= limit
-    few = WidthSearch(curves, costs, {"macs": limit}, np.array([4, 1]), oracle)
+    few = WidthSearch(curves, costs, {"macs": limit}, widths_from(curves, 4, 1), oracle)
     counts, _ = few.run(np.array([5, 5]), 3, lambda: True)
     assert len(few.seen) <= 3
     assert counts[0] >= 4
@@ -107,10 +111,22 @@ def test_width_search_finds_the_best_widths_and_counts_its_evaluations() -> None
 def test_leftover_budget_is_filled_up() -> None:
     curves, costs = toy_curves(8)
     limit = costs.cost("macs", np.array([6, 5]))
-    widths = WidthSearch(curves, costs, {"macs": limit}, np.array([1, 1]), lambda kept: 0.0)
+    widths = WidthSearch(curves, costs, {"macs": limit}, widths_from(curves, 1, 1), lambda kept: 0.0)
     filled = widths.filled(np.array([2, 2]))
     assert costs.cost("macs", filled) <= limit
     assert all(costs.cost("macs", filled + step) > limit for step in np.eye(2, dtype=int))
+
+
+def test_widths_that_are_not_allowed_are_not_tried() -> None:
+    curves, costs = toy_curves(8)
+    limit = costs.cost("macs", np.array([6, 5]))
+    allowed = [np.array([2, 4, 6, 8]), np.array([3, 6, 8])]
+    seen = []
+    widths = WidthSearch(curves, costs, {"macs": limit}, allowed, lambda kept: seen.append(costs.counts(kept)) or 0.0)
+    counts, _ = widths.run(np.array([2, 3]), 30, lambda: True)
+    assert len(seen) > 3
+    assert all(a in allowed[0] and b in allowed[1] and costs.cost("macs", np.array([a, b])) <= limit for a, b in seen)
+    assert all(counts == widths.filled(counts))
 
 
 def test_the_oracle_judges_on_what_the_refit_did_not_see(mlp: nn.Module, digits_flat: Any) -> None:

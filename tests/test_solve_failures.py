@@ -154,7 +154,8 @@ def test_ctrl_c_at_any_moment(solver: str, after: float) -> None:
         assert "interrupted" in answer
     else:
         assert is_sound(problem, answer)
-        assert answer.termination == "interrupted"
+        # on a fast machine the answer may be there before the signal is
+        assert answer.termination == "interrupted" or (answer.proved and answer.seconds < after + 1)
 
 
 @pytest.mark.parametrize("solver", ["nlp", "scip", "highs", "cbc"])

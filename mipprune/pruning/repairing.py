@@ -72,7 +72,11 @@ class Repairer:
     def deploy(
         self, kept: np.ndarray, names: Sequence[str] | None = None, goes_on: Callable[[], bool] = lambda: True
     ) -> tuple[nn.Module, tuple[RepairStep, ...]]:
-        """The smaller network of a mask, repaired (by ``names`` only, if given), and what every repair did."""
+        """The smaller network of a mask, repaired (by ``names`` only, if given), and what every repair did.
+
+        Only ``"lm"`` asks whether it ``goes_on``: the others are part of what a mask was chosen for, so a network that
+        is delivered without them could break the tolerance it was found to keep.
+        """
         begin = time.perf_counter()
         small = PrunePlan.from_mask(self.graph, kept).apply(self.graph.model)
         training = small.training
@@ -82,7 +86,7 @@ class Repairer:
         if not kept.all():
             cut = CutNetwork(self.graph, kept)
             wanted = self.names if names is None else names
-            for name in (name for name in REPAIRS if name in wanted and goes_on()):
+            for name in (n for n in REPAIRS if n in wanted and (n != "lm" or goes_on())):
                 best = self._try(name, small, cut, best, steps)
         return small.train(training), tuple(steps)
 
