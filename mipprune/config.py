@@ -17,7 +17,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 from .datasets import BUILT_IN
 from .errors import ConfigError
 
-__all__ = ["BudgetSection", "DataSection", "ModelSection", "OutputSection", "PruneSection", "RunConfig", "load_config"]
+__all__ = [
+    "BudgetSection", "DataSection", "ModelSection", "OutputSection", "PruneSection", "RunConfig", "TomlFile",
+    "load_config", "read_section", "refuse_unknown",
+]
 
 
 class _Rule(NamedTuple):
@@ -151,13 +154,11 @@ def load_config(path: str | os.PathLike[str]) -> RunConfig:
         OSError: the file can't be read.
     """
     path = Path(path)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    file = TomlFile.read(path)
+    content = file.content
     sections = {"model": ModelSection, "data": DataSection, "prune": PruneSection, "output": OutputSection}
-    _refuse_unknown(path, "", content, list(sections))
-    read = {name: _section(kind, content.get(name, {}), path, name) for name, kind in sections.items()}
+    refuse_unknown(file, "", content, list(sections))
+    read = {name: read_section(kind, content.get(name, {}), file, name) for name, kind in sections.items()}
     config = RunConfig(path, **read)
     wanted = config.prune
     given = [r for r in ("macs", "params", "units") if wanted.budget and getattr(wanted.budget, r) is not None]
@@ -171,39 +172,87 @@ def load_config(path: str | os.PathLike[str]) -> RunConfig:
     return config
 
 
-def _refuse_unknown(path: Path, where: str, table: dict[str, Any], known: list[str]) -> None:
+class TomlFile(NamedTuple):
+    """A TOML file that was read, and knows on which line a key stands."""
+
+    path: Path
+    text: str
+    content: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> TomlFile:
+        """Read and parse ``path``.  Raises ConfigError (not TOML) or OSError."""
+        try:
+            text = path.read_text(encoding="utf-8")
+            return cls(path, text, tomllib.loads(text))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not a TOML file: {error}") from error
+
+    def at(self, where: str) -> str:
+        """``"path:line"`` of a key like ``"prune.budget.macs"`` or ``"estimate[1].seed[0]"``; no line if it isn't
+        there.
+
+        The parser tells no lines, so it is asked how much of the file it needs to know the key: O(lines) parses, and
+        only when an error is about to be shown.
+        """
+        lines = self.text.splitlines(keepends=True)
+        start = 0
+        for end in range(1, len(lines) + 1):
+            try:
+                part = tomllib.loads("".join(lines[:end]))
+            except tomllib.TOMLDecodeError:
+                continue  # in the middle of a value that spans lines
+            if _holds(part, where):
+                return f"{self.path}:{start + 1}"
+            start = end
+        return str(self.path)
+
+
+def _holds(content: Any, where: str) -> bool:
+    for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", where):
+        try:
+            content = content[int(index) if index else key]
+        except (LookupError, TypeError):
+            return False
+    return True
+
+
+def refuse_unknown(file: TomlFile, where: str, table: dict[str, Any], known: list[str]) -> None:
+    """Raise ConfigError for a key of ``table`` that isn't known; the text has its line and the nearest known key."""
     for key in table:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {where + close[0]!r}?" if close else f"known here: {', '.join(known)}"
-            raise ConfigError(f"{path}: unknown {'key' if where else 'section'} {where + key!r}; {hint}")
+            kind, key = "key" if where else "section", where + key
+            raise ConfigError(f"{file.at(key)}: unknown {kind} {key!r}; {hint}")
 
 
-def _section(kind: type, table: Any, path: Path, where: str) -> Any:
-    """The dataclass ``kind`` from a TOML table."""
+def read_section(kind: type, table: Any, file: TomlFile, where: str) -> Any:
+    """The dataclass ``kind`` from the TOML table at ``where``; ConfigError for unknown, missing or wrong keys."""
     if not isinstance(table, dict):
-        raise ConfigError(f"{path}: {where!r}: expected a table, got {table!r}")
+        raise ConfigError(f"{file.at(where)}: {where!r}: expected a table, got {table!r}")
     hints = typing.get_type_hints(kind, include_extras=True)
-    _refuse_unknown(path, f"{where}.", table, list(hints))
+    refuse_unknown(file, f"{where}.", table, list(hints))
     for field in dataclasses.fields(kind):
         if field.default is dataclasses.MISSING and field.name not in table:
-            raise ConfigError(f"{path}: [{where}] lacks the key {field.name!r}: {_expected(hints[field.name])}")
-    return kind(**{key: _value(value, hints[key], path, f"{where}.{key}") for key, value in table.items()})
+            expected = _expected(hints[field.name])
+            raise ConfigError(f"{file.at(where)}: [{where}] lacks the key {field.name!r}: {expected}")
+    return kind(**{key: _value(value, hints[key], file, f"{where}.{key}") for key, value in table.items()})
 
 
-def _value(value: Any, hint: Any, path: Path, where: str) -> Any:
+def _value(value: Any, hint: Any, file: TomlFile, where: str) -> Any:
     """``value`` as ``hint`` wants it; TOML has no null, so the ``None`` of an optional key can't be written."""
     hint = _without_none(hint)
     if dataclasses.is_dataclass(hint):
-        return _section(typing.cast(type, hint), value, path, where)
+        return read_section(typing.cast(type, hint), value, file, where)
     if typing.get_origin(hint) is tuple and isinstance(value, list):
         item = typing.get_args(hint)[0]
-        return tuple(_value(v, item, path, f"{where}[{i}]") for i, v in enumerate(value))
+        return tuple(_value(v, item, file, f"{where}[{i}]") for i, v in enumerate(value))
     if _fits(value, hint):
         return float(value) if isinstance(value, int) and _plain(hint) is float else value
     close = difflib.get_close_matches(value, _names(hint), n=1) if isinstance(value, str) else []
     remedy = f"; did you mean {close[0]!r}?" if close else ""
-    raise ConfigError(f"{path}: {where!r}: expected {_expected(hint)}, got {value!r}{remedy}")
+    raise ConfigError(f"{file.at(where)}: {where!r}: expected {_expected(hint)}, got {value!r}{remedy}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -67,3 +67,7 @@ class VerificationError(MipPruneError):
 
 class ConfigError(MipPruneError, ValueError):
     """A configuration file with an unknown key, a wrong type or a name that can't be imported."""
+
+
+class StorageError(MipPruneError, RuntimeError):
+    """A study's storage can't be read or written: no file of ours, a full disk, damage beyond single rows."""

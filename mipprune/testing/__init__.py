@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .game_contract import GameContract
     from .masking import masked_model
     from .sample_game_contract import SampleGameContract
+    from .storage_contract import StorageContract
     from .surrogate_contract import SurrogateContract
 
 _HOMES = {
@@ -19,8 +20,10 @@ _HOMES = {
     "NetworkCase": "cases",
     "GameContract": "game_contract",
     "SampleGameContract": "sample_game_contract",
+    "StorageContract": "storage_contract",
     "SurrogateContract": "surrogate_contract",
     "masked_model": "masking",
 }
 __getattr__ = lazy_attributes(__name__, _HOMES)
-__all__ = ["NETWORKS", "GameContract", "NetworkCase", "SampleGameContract", "SurrogateContract", "masked_model"]
+__all__ = ["NETWORKS", "GameContract", "NetworkCase", "SampleGameContract", "StorageContract", "SurrogateContract",
+           "masked_model"]
