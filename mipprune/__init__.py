@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .graph import UnitGraph, trace
     from .pruning import LossIncrease, Macs, Params, PruneResult, Units, prune
     from .solver import Problem, Solution, solve
-    from .study import compare
+    from .study import Study, compare
     from .surgery import PrunePlan, load, recalibrate_batch_norm, save, verify
 
 __version__ = "0.1.0"
@@ -36,7 +36,7 @@ _HOMES = {
     "Problem": "solver", "Solution": "solver", "solve": "solver",
     "LossIncrease": "pruning", "Macs": "pruning", "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
     "prune": "pruning",
-    "compare": "study",
+    "Study": "study", "compare": "study",
     "PrunePlan": "surgery", "load": "surgery", "recalibrate_batch_norm": "surgery", "save": "surgery",
     "verify": "surgery",
 }
@@ -78,6 +78,7 @@ __all__ = [
     "PruneResult",
     "Units",
     "prune",
+    "Study",
     "compare",
     "PrunePlan",
     "load",

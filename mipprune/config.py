@@ -19,11 +19,11 @@ from .errors import ConfigError
 
 __all__ = [
     "BudgetSection", "DataSection", "ModelSection", "OutputSection", "PruneSection", "RunConfig", "TomlFile",
-    "load_config", "read_section", "refuse_unknown",
+    "load_config", "read_section", "read_value", "refuse_unknown",
 ]
 
 
-class _Rule(NamedTuple):
+class Rule(NamedTuple):
     """What a value of the right type must also be, in words and as a test."""
 
     text: str
@@ -34,19 +34,19 @@ def _is_function(name: str) -> bool:
     return re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name) is not None
 
 
-_FUNCTION = _Rule("'package.module:function'", _is_function)
-_SOURCE = _Rule(
+FUNCTION = Rule("'package.module:function'", _is_function)
+_SOURCE = Rule(
     f"'package.module:function' or one of {', '.join(BUILT_IN)}", lambda name: name in BUILT_IN or _is_function(name)
 )
-_WEIGHTS = _Rule("a .safetensors, .pt or .pth file", lambda name: name.endswith((".safetensors", ".pt", ".pth")))
-_FILE_NAME = _Rule("a file name without folder", lambda name: name not in ("", ".", "..") and not {*name} & {*"/\\\0"})
-_RATIO = _Rule("above 0 and at most 1 (0.5 keeps half)", lambda value: 0 < value <= 1)
-_SHARE = _Rule("above 0 and below 1", lambda value: 0 < value < 1)
-_NATS = _Rule("a finite number of nats, at least 0", lambda value: 0 <= value < math.inf)
-_SECONDS = _Rule("above 0 seconds", lambda value: 0 < value < math.inf)
-_POSITIVE = _Rule("at least 1", lambda value: value >= 1)
-_NATURAL = _Rule("at least 0", lambda value: value >= 0)
-_JOBS = _Rule("a number of processes, or -1 for all cores", lambda value: value >= 1 or value == -1)
+_WEIGHTS = Rule("a .safetensors, .pt or .pth file", lambda name: name.endswith((".safetensors", ".pt", ".pth")))
+_FILE_NAME = Rule("a file name without folder", lambda name: name not in ("", ".", "..") and not {*name} & {*"/\\\0"})
+_RATIO = Rule("above 0 and at most 1 (0.5 keeps half)", lambda value: 0 < value <= 1)
+SHARE = Rule("above 0 and below 1", lambda value: 0 < value < 1)
+_NATS = Rule("a finite number of nats, at least 0", lambda value: 0 <= value < math.inf)
+_SECONDS = Rule("above 0 seconds", lambda value: 0 < value < math.inf)
+POSITIVE = Rule("at least 1", lambda value: value >= 1)
+SEED = Rule("at least 0", lambda value: value >= 0)
+_JOBS = Rule("a number of processes, or -1 for all cores", lambda value: value >= 1 or value == -1)
 
 Ratio = Annotated[float, _RATIO]
 
@@ -60,7 +60,7 @@ class ModelSection:
         weights: its state dict, relative to the configuration file; without it the factory's own weights are used.
     """
 
-    factory: Annotated[str, _FUNCTION]
+    factory: Annotated[str, FUNCTION]
     weights: Annotated[str, _WEIGHTS] | None = None
 
 
@@ -74,7 +74,7 @@ class DataSection:
     """
 
     source: Annotated[str, _SOURCE]
-    holdout: Annotated[float, _SHARE] | None = None
+    holdout: Annotated[float, SHARE] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,14 +95,14 @@ class PruneSection:
     minimize: Literal["units", "params", "macs"] = "units"
     layers: tuple[str, ...] | None = None
     pin: tuple[str, ...] = ()
-    min_keep: Annotated[int, _POSITIVE] = 1
+    min_keep: Annotated[int, POSITIVE] = 1
     surrogate: Literal["quadratic", "additive", "head"] = "quadratic"
-    stages: Annotated[int, _POSITIVE] | None = None
+    stages: Annotated[int, POSITIVE] | None = None
     repair: tuple[Literal["bn"], ...] = ("bn",)
     solver: Literal["highs", "scip", "cbc"] = "highs"
     time_limit: Annotated[float, _SECONDS] | None = None
     n_jobs: Annotated[int, _JOBS] = 1
-    seed: Annotated[int, _NATURAL] = 0
+    seed: Annotated[int, SEED] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,17 +237,17 @@ def read_section(kind: type, table: Any, file: TomlFile, where: str) -> Any:
         if field.default is dataclasses.MISSING and field.name not in table:
             expected = _expected(hints[field.name])
             raise ConfigError(f"{file.at(where)}: [{where}] lacks the key {field.name!r}: {expected}")
-    return kind(**{key: _value(value, hints[key], file, f"{where}.{key}") for key, value in table.items()})
+    return kind(**{key: read_value(value, hints[key], file, f"{where}.{key}") for key, value in table.items()})
 
 
-def _value(value: Any, hint: Any, file: TomlFile, where: str) -> Any:
-    """``value`` as ``hint`` wants it; TOML has no null, so the ``None`` of an optional key can't be written."""
+def read_value(value: Any, hint: Any, file: TomlFile, where: str) -> Any:
+    """``value`` as ``hint`` wants it, or a ConfigError that names ``where``; TOML has no null, so the ``None`` of an optional key can't be written."""
     hint = _without_none(hint)
     if dataclasses.is_dataclass(hint):
         return read_section(typing.cast(type, hint), value, file, where)
     if typing.get_origin(hint) is tuple and isinstance(value, list):
         item = typing.get_args(hint)[0]
-        return tuple(_value(v, item, file, f"{where}[{i}]") for i, v in enumerate(value))
+        return tuple(read_value(v, item, file, f"{where}[{i}]") for i, v in enumerate(value))
     if _fits(value, hint):
         return float(value) if isinstance(value, int) and _plain(hint) is float else value
     close = difflib.get_close_matches(value, _names(hint), n=1) if isinstance(value, str) else []

@@ -207,9 +207,15 @@ class SqliteStorage(StudyStorage):
             )
             return bool(update.rowcount)
 
+    def state(self, key: str) -> str | None:
+        return self._one("state", key)
+
     def error(self, key: str) -> str | None:
+        return self._one("error", key)
+
+    def _one(self, column: str, key: str) -> Any:
         with self._explained():
-            row = self._db.execute("SELECT error FROM cells WHERE key = ?", (key,)).fetchone()
+            row = self._db.execute(f"SELECT {column} FROM cells WHERE key = ?", (key,)).fetchone()
         return None if row is None else row[0]
 
     def payload(self, key: str) -> bytes:

@@ -73,6 +73,10 @@ class StudyStorage(abc.ABC):
         """Store the error of a claimed cell; False, and nothing stored, if the owner no longer holds it."""
 
     @abc.abstractmethod
+    def state(self, key: str) -> str | None:
+        """State of one cell, None if there is no such cell."""
+
+    @abc.abstractmethod
     def error(self, key: str) -> str | None:
         """Text of the cell's last failure."""
 

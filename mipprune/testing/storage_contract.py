@@ -52,6 +52,8 @@ class StorageContract(abc.ABC):
         assert (found.key, found.inputs) == (cells[0].key, cells[0].inputs)
         assert (found.state, found.attempts, found.error, found.result) == ("waiting", 0, None, None)
         assert storage.studies() == ["a"]
+        assert storage.state(cells[0].key) == "waiting"
+        assert storage.state("no such key") is None
         assert storage.states("b") == {}
         assert list(storage.cells("b")) == []
 
