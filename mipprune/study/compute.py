@@ -37,7 +37,7 @@ def network(inputs: dict[str, Any], source: StudyNetwork, payloads: Payloads) ->
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     result = {
         "accuracy": quality.accuracy, "loss": quality.loss, "units": graph.n_units, "params": graph.params(),
-        "macs": graph.macs(), "layers": {group.name: group.size for group in graph.groups},
+        "macs": graph.macs(), "groups": {group.name: group.size for group in graph.groups},
     }
     return result, safetensors.torch.save(tensors)
 
@@ -77,7 +77,7 @@ def prune_network(inputs: dict[str, Any], source: StudyNetwork, payloads: Payloa
     model, data = _loaded(inputs, source, payloads[0])
     options = {key: value for key, value in inputs.items() if key not in ("network", "version", "budget", "tolerance")}
     kinds = {"macs": Macs, "params": Params, "units": Units}
-    budget = [kinds[name](share) for name, share in (inputs["budget"] or {}).items() if share is not None]
+    budget = [kinds[name](share) for name, share in (inputs["budget"] or {}).items()]
     tolerance = None if inputs["tolerance"] is None else LossIncrease(inputs["tolerance"])
     report = prune(model, data.calibration, holdout=data.holdout, progress=False, budget=budget or None,
                    tolerance=tolerance, **options).report
@@ -86,7 +86,7 @@ def prune_network(inputs: dict[str, Any], source: StudyNetwork, payloads: Payloa
     return {
         "task": report.task, **summary, "dense_loss": report.dense.loss, "pruned_loss": report.pruned.loss,
         "magnitude_accuracy": report.baseline.accuracy, "held_out": report.pruned.n_samples,
-        "layers": {layer.group: [layer.kept, layer.size] for layer in report.layers},
+        "kept_of": {layer.group: [layer.kept, layer.size] for layer in report.layers},
     }, None
 
 

@@ -38,7 +38,11 @@ class Grid:
 
 
 def _inputs(section: Any) -> dict[str, Any]:
-    return {key: value for key, value in plain(dataclasses.asdict(section)).items() if key != "n_jobs"}
+    """The section as a cell's inputs: what is unset inside a table is left out."""
+    given = plain(dataclasses.asdict(section))
+    given = {key: {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+             for key, value in given.items()}
+    return {key: value for key, value in given.items() if key != "n_jobs"}
 
 
 def read_grid(kind: str, table: dict[str, Any], models: list[str], file: TomlFile, where: str) -> Grid:
@@ -67,7 +71,7 @@ def read_grid(kind: str, table: dict[str, Any], models: list[str], file: TomlFil
     if KINDS[kind].alternatives and not given:
         raise ConfigError(f"{file.at(where)}: [[{kind}]] needs one of {', '.join(KINDS[kind].alternatives)}")
     found: dict[Any, None] = {}
-    for alternative in given or [None]:
+    for alternative in given or [""]:
         names = [key for key in axes if key == alternative or key not in given]
         for values in itertools.product(*(axes[key] for key in names)):
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ class StorageContract(abc.ABC):
         assert list(storage.cells("b")) == []
 
     def test_a_declaration_that_breaks_off_adds_nothing(self, storage: StudyStorage) -> None:
-        def broken():  # type: ignore[no-untyped-def]
+        def broken() -> Iterator[Cell]:
             yield self.cell(1)
             raise ZeroDivisionError
 
