@@ -241,7 +241,10 @@ def read_section(kind: type, table: Any, file: TomlFile, where: str) -> Any:
 
 
 def read_value(value: Any, hint: Any, file: TomlFile, where: str) -> Any:
-    """``value`` as ``hint`` wants it, or a ConfigError that names ``where``; TOML has no null, so the ``None`` of an optional key can't be written."""
+    """``value`` as ``hint`` wants it, or a ConfigError that names ``where``.
+
+    TOML has no null, so the ``None`` of an optional key can't be written.
+    """
     hint = _without_none(hint)
     if dataclasses.is_dataclass(hint):
         return read_section(typing.cast(type, hint), value, file, where)

@@ -92,7 +92,7 @@ def _axis(value: Any, hint: Any, file: TomlFile, where: str) -> list[Any]:
     if not many:
         return [read_value(value, hint, file, where)]
     if not value:
-        raise ConfigError(f"{file.at(where)}: {where!r}: an empty list leaves no cell; give a value or leave the key out")
+        raise ConfigError(f"{file.at(where)}: {where!r}: an empty list leaves no cell; give a value or drop the key")
     return [read_value(item, hint, file, f"{where}[{i}]") for i, item in enumerate(value)]
 
 

@@ -61,7 +61,9 @@ class Study:
         self._fingerprints: dict[str, str] = {}
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str], storage: str | os.PathLike[str] | StudyStorage | None = None) -> Self:
+    def from_file(
+        cls, path: str | os.PathLike[str], storage: str | os.PathLike[str] | StudyStorage | None = None
+    ) -> Self:
         """The study that a file describes, see docs/studies.md; ``storage`` goes before the file's own.
 
         Raises:
