@@ -116,7 +116,7 @@ def report(
     from .study.report import write_report
 
     opened, study = _open(source, storage, name)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     for file in write_report(opened, study, out, console):
         console.print(f"wrote {file}", markup=False, highlight=False, soft_wrap=True)
     opened.close()

@@ -48,7 +48,7 @@ def _plain(axis: Any) -> None:
 
 
 def convergence_figure(found: Convergence) -> Figure:
-    """Relative error, and loss increase of the masks, over the budget: medians, bands from the 10 to the 90 % quantile."""
+    """Relative error, and loss increase of the masks, over the budget: medians, and bands of 10 to 90 %."""
     figure = _figure(9.0, 3.6)
     left, right = figure.subplots(1, 2)
     for name, colour, line, marker in _styled(list(dict.fromkeys(point.method for point in found.points))):
@@ -66,6 +66,10 @@ def convergence_figure(found: Convergence) -> Figure:
     right.set(ylabel="true loss increase (nats)")
     for axis in (left, right):
         axis.set(xscale="log", xlabel="coalition evaluations")
+        budgets = sorted({point.n_evals for point in found.points})
+        if len(budgets) <= 8:  # else matplotlib's own powers of ten
+            axis.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
+        axis.set_xticks([], minor=True)
         _plain(axis)
     left.legend(fontsize=8, frameon=False)
     figure.suptitle(found.title, fontsize=10)
@@ -73,7 +77,7 @@ def convergence_figure(found: Convergence) -> Figure:
 
 
 def accuracy_figure(model: str, points: Sequence[PrunePoint]) -> Figure:
-    """Held-out accuracy over the share of multiply-adds, with 95 % intervals, magnitude and the dense network beside it."""
+    """Held-out accuracy over the share of multiply-adds, with 95 % intervals; magnitude and the dense network too."""
     figure = _figure(6.0, 4.0)
     axis = figure.subplots()
     for name, colour, line, marker in _styled(list(dict.fromkeys(point.options for point in points))):

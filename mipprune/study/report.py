@@ -23,6 +23,8 @@ __all__ = ["write_report"]
 #: Pictures of one kind; what is beyond is in the tables only, and the report says so.
 MOST_FIGURES = 24
 
+SPARE = ("10 to 90 %", "lowest to highest", "in 95 % interval", "largest gap")
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
@@ -35,12 +37,13 @@ img { max-width: 100%; height: auto; display: block; margin: .6rem 0 1.4rem; } .
 
 
 class _Table(NamedTuple):
-    """Texts; the first ``n_words`` columns are words, the others numbers."""
+    """Texts; the first ``n_words`` columns are words, the others numbers; a terminal leaves the ``spare`` ones out."""
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     n_words: int
+    spare: Sequence[str] = ()
 
 
 class _Picture(NamedTuple):
@@ -92,7 +95,8 @@ def write_report(storage: StudyStorage, study: str, folder: Path, console: Conso
 def _progress(found: Overview) -> _Section:
     states = [state for state in STATES if any(state in row for row in found.counts.values())]
     rows = [[kind, *(str(row.get(state, "")) for state in states)] for kind, row in found.counts.items()]
-    line = f"{sum(r.get('done', 0) for r in found.counts.values()):,} finished cells, {found.seconds:,.0f} s of computing."
+    done = sum(row.get("done", 0) for row in found.counts.values())
+    line = f"{done:,} finished cells, {found.seconds:,.0f} s of computing."
     return _Section("Cells", [line], [_Table("Cells by kind and state", ["kind", *states], rows, 1)], [])
 
 
@@ -111,10 +115,11 @@ def _pruning(points: Sequence[PrunePoint]) -> _Section:
     models = list(dict.fromkeys(p.model for p in points))
     for model in models[:MOST_FIGURES]:
         own = [p for p in points if p.model == model]
-        pictures.append(_Picture(f"accuracy-{model}", f"{model}: accuracy over multiply-adds", accuracy_figure(model, own)))
+        text = f"{model}: accuracy over multiply-adds"
+        pictures.append(_Picture(f"accuracy-{model}", text, accuracy_figure(model, own)))
         if all(p.kept.keys() == own[0].kept.keys() for p in own) and len(own) <= 60:
             pictures.append(_Picture(f"kept-{model}", f"{model}: units kept per layer", kept_figure(model, own)))
-    return _Section("Pruning", [*lines, *_left_out(len(models))], [_Table("Pruning", head, rows, 3)], pictures)
+    return _Section("Pruning", [*lines, *_left_out(len(models))], [_Table("Pruning", head, rows, 3, SPARE)], pictures)
 
 
 def _convergence(found: Sequence[Convergence]) -> _Section:
@@ -129,11 +134,11 @@ def _convergence(found: Sequence[Convergence]) -> _Section:
         ]
         rows += [["exact", "", "", "0", "", "1", "", f"{one.exact_loss:.4f}", ""],
                  ["best mask", "", "", "", "", "", "", f"{one.best_loss:.4f}", ""]]
-        tables.append(_Table(one.title, head, rows, 1))
+        tables.append(_Table(one.title, head, rows, 1, SPARE))
         if number < MOST_FIGURES:
             pictures.append(_Picture(f"convergence-{number + 1}", one.title, convergence_figure(one)))
-    lines = ["Medians over the seeds. The true loss is the loss increase of the best mask under the importances, looked "
-             "up among all coalitions, beside those of the exact importances and of the best mask of that size."]
+    lines = ["Medians over the seeds. The true loss is the loss increase of the best mask under the importances, "
+             "looked up among all coalitions, beside those of the exact importances and of the best mask of that size."]
     return _Section("Exact and sampled", [*lines, *_left_out(len(found))], tables, pictures)
 
 
@@ -156,21 +161,19 @@ def _page(study: str, sections: Sequence[_Section], pictures: dict[str, tuple[by
             data = base64.b64encode(pictures[shown.name][0]).decode()
             body.append(f'<img alt="{html.escape(shown.text)}" src="data:image/svg+xml;base64,{data}">')
         for table in section.tables:
-            head = "".join(f"<th{_text_class(table, i)}>{html.escape(c)}</th>" for i, c in enumerate(table.head))
-            rows = "\n".join(
-                "<tr>" + "".join(f"<td{_text_class(table, i)}>{html.escape(c)}</td>" for i, c in enumerate(row)) + "</tr>"
-                for row in table.rows
-            )
-            body.append(f"<h3>{html.escape(table.title)}</h3>\n<div class='wide'><table><thead><tr>{head}</tr></thead>\n"
-                        f"<tbody>{rows}</tbody></table></div>")
+            rows = "\n".join(_row(table, "td", row) for row in table.rows)
+            body.append(f"<h3>{html.escape(table.title)}</h3>\n<div class='wide'><table>\n"
+                        f"<thead>{_row(table, 'th', table.head)}</thead>\n<tbody>{rows}</tbody></table></div>")
     joined = "\n".join(body)
     return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{html.escape(study)}</title>\n'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{html.escape(study)}</title>\n"
             f"<style>{STYLE}</style>\n</head>\n<body>\n{joined}\n</body>\n</html>\n")
 
 
-def _text_class(table: _Table, column: int) -> str:
-    return ' class="text"' if column < table.n_words else ""
+def _row(table: _Table, tag: str, cells: Sequence[str]) -> str:
+    texts = (' class="text"' if i < table.n_words else "" for i in range(len(cells)))
+    return "<tr>" + "".join(f"<{tag}{t}>{html.escape(c)}</{tag}>" for t, c in zip(texts, cells)) + "</tr>"
 
 
 def _markdown(study: str, sections: Sequence[_Section]) -> str:
@@ -191,8 +194,9 @@ def _print(console: Console, table: _Table) -> None:
     from rich.table import Table
 
     shown = Table(title=escape(table.title), title_justify="left")
-    for i, column in enumerate(table.head):
-        shown.add_column(column, justify="left" if i < table.n_words else "right", overflow="fold")
+    chosen = [i for i, column in enumerate(table.head) if column not in table.spare]
+    for i in chosen:
+        shown.add_column(table.head[i], justify="left" if i < table.n_words else "right", overflow="fold")
     for row in table.rows:
-        shown.add_row(*(escape(cell) for cell in row))
+        shown.add_row(*(escape(row[i]) for i in chosen))
     console.print(shown)
