@@ -95,7 +95,7 @@ def export(
     if out.suffix not in writers:
         raise DataError(f"{out}: expected a name that ends with .csv or .parquet")
     opened, study = _open(source, storage, name)
-    there = list(dict.fromkeys(cell.kind for cell in opened.cells(study, state="done")))
+    there = list(dict.fromkeys(kind for kind, state in opened.counts(study) if state == "done"))
     chosen = [k for k in there if k not in ("network", "exact")] if kind is None else [kind]
     if len(chosen) != 1 or chosen[0] not in there:
         raise ConfigError(f"{study}: name one kind with --kind; finished cells are there of: {', '.join(there) or '-'}")
@@ -124,10 +124,11 @@ def report(
 
 def _open(source: Path, storage: Path | None, name: str | None) -> tuple[StudyStorage, str]:
     """An existing storage and the name of a study in it."""
-    from .study.files import storage_of
     from .study.sqlite import SqliteStorage
 
     if source.suffix == ".toml":
+        from .study.files import storage_of
+
         own, default = storage_of(source)
         name, file = name or own, storage or default
     else:

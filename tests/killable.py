@@ -1,4 +1,4 @@
-"""A real study that can be run in a process of its own, to be killed; imported beforehand, so that it starts at once."""
+"""A real study that can be run in a process of its own, to be killed; imported before, so that it starts at once."""
 
 from __future__ import annotations
 

@@ -171,8 +171,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text = canonical({**result, "n_evals": cell.inputs["n_evals"], "players": 12, "kept": 6, "proved": True})
         sums = _sum(cell.key, cell.kind, canonical(cell.inputs), text, 0.5, None)
         rows.append((text, sums, cell.key))
-    storage._db.executemany("UPDATE cells SET state = 'done', attempts = 1, seconds = 0.5, result = ?, checksum = ? "
-                            "WHERE key = ?", rows)
+    with storage._transaction():  # one after another, as a run does it, would take minutes
+        storage._db.executemany("UPDATE cells SET state = 'done', attempts = 1, seconds = 0.5, result = ?, "
+                                "checksum = ? WHERE key = ?", rows)
     storage.close()
     return path
 
@@ -182,8 +183,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ], ids=lambda command: command[0])
 def test_a_hundred_thousand_cells(large: Path, command: list[str], tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    run = subprocess.run([sys.executable, "-m", "mipprune", "study", command[0], str(large), *command[1:]], cwd=tmp_path,
-                         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    words = [sys.executable, "-m", "mipprune", "study", command[0], str(large), *command[1:]]
+    run = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True,
+                         env={**os.environ, "PYTHONPATH": str(ROOT)})
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert run.returncode == 0, run.stderr
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -133,6 +133,12 @@ class SqliteStorage(StudyStorage):
         with self._explained():
             return dict(self._db.execute(query, (study,)).fetchall())
 
+    def counts(self, study: str) -> dict[tuple[str, str], int]:
+        query = ("SELECT kind, state, count(*) FROM members JOIN cells ON cells.key = members.key WHERE study = ? "
+                 "GROUP BY kind, state ORDER BY min(position)")
+        with self._explained():
+            return {(kind, state): number for kind, state, number in self._db.execute(query, (study,))}
+
     def cells(self, study: str, kind: str | None = None, state: str | None = None) -> Iterator[StoredCell]:
         query, given = READ, [study]
         if kind is not None:

@@ -43,6 +43,10 @@ class StudyStorage(abc.ABC):
         """Key -> state of all cells of the study; ``{}`` for a study that isn't there.  Doesn't look for damage."""
 
     @abc.abstractmethod
+    def counts(self, study: str) -> dict[tuple[str, str], int]:
+        """(kind, state) -> number of the study's cells, in the order the kinds came in.  Doesn't look for damage."""
+
+    @abc.abstractmethod
     def cells(self, study: str, kind: str | None = None, state: str | None = None) -> Iterator[StoredCell]:
         """The study's cells in the order they were declared; a cell that goes by two names comes once for each."""
 

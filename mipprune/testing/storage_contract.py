@@ -139,6 +139,8 @@ class StorageContract(abc.ABC):
         assert [c.state for c in storage.cells("b")] == ["done", "waiting"]
         assert [c.inputs["number"] for c in storage.cells("b", state="waiting")] == [2]
         assert len(list(storage.cells("b", kind="square"))) == 2
+        assert storage.counts("b") == {("square", "done"): 1, ("square", "waiting"): 1}
+        assert storage.counts("c") == {}
         assert list(storage.cells("b", kind="cube")) == []
 
     def test_payloads(self, storage: StudyStorage) -> None:
