@@ -41,6 +41,15 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert "units kept" in capsys.readouterr().out
 
 
+def test_the_page_on_studies_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    script, = python_blocks("docs/studies.md")
+    exec(compile(script, "studies.md", "exec"), {})
+    assert "sampling: 16 cells computed" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo")

@@ -65,7 +65,7 @@ def estimate(inputs: dict[str, Any], source: StudyNetwork, payloads: Payloads) -
     compared = compare(truth, found, ks=[n_keep], keep=[n_keep], game=table)
     row, (reference, own, best) = compared.rows[0], compared.solutions
     return {
-        "n_evals": found.n_evals, "players": n, "relative_error": row.relative_error, "max_error": row.max_error,
+        "evals_used": found.n_evals, "players": n, "relative_error": row.relative_error, "max_error": row.max_error,
         "spearman": row.spearman, "kendall": row.kendall, "top_overlap": row.overlaps[0], "coverage": row.coverage,
         "kept": own.n_kept, "mask_overlap": own.overlap, "regret": own.regret, "true_loss": own.true_drop,
         "true_loss_of_exact": reference.true_drop, "true_loss_of_best": best.true_drop, "proved": own.proved,

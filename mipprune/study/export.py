@@ -23,10 +23,7 @@ HIDDEN = ("network", "version")
 
 
 def flat_row(cell: StoredCell, timing: bool = True) -> dict[str, Any]:
-    """Network, inputs and results of a finished cell; what is no number or text is written as JSON.
-
-    A result that has the name of an input replaces it: it's what was really used.
-    """
+    """Network, inputs and results of a finished cell; what is no number or text is written as JSON."""
     row: dict[str, Any] = {"model": cell.model}
     row |= {key: value for key, value in cell.inputs.items() if key not in HIDDEN}
     row |= cell.result or {}
