@@ -116,7 +116,7 @@ def test_from_the_file_to_the_report(study_file: Path, tmp_path: Path) -> None:
         (m, n, s) for m in ("permutation", "sample_permutation") for n in ("60", "240") for s in "012"
     }
     printed = call("report", study_file, "--out", "out")
-    assert "by magnitude" in printed
+    assert "Pruning" in printed
     page, text = Path("out/report.html").read_text(), Path("out/report.md").read_text()
     tags = Tags(page)
     images = [attributes for tag, attributes in tags.seen if tag == "img"]

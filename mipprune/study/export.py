@@ -33,7 +33,7 @@ def flat_row(cell: StoredCell, timing: bool = True) -> dict[str, Any]:
 
 
 def rows_of(storage: StudyStorage, study: str, kind: str, timing: bool = True) -> list[dict[str, Any]]:
-    """Flat rows of a study's finished cells of one kind, in the order they were declared.
+    """Flat rows of a study's finished cells of one kind, in the order of the study.
 
     Args:
         timing: also how long each took and at which attempt; without, the rows depend on the inputs alone.

@@ -110,20 +110,21 @@ class SqliteStorage(StudyStorage):
 
     def declare(self, study: str, cells: Iterable[Cell]) -> int:
         with self._transaction():
-            known = {(key, model) for key, model in
-                     self._db.execute("SELECT key, model FROM members WHERE study = ?", (study,))}
-            before = len(known)
-            new: list[tuple[str, str, str, str]] = []
-            rows: list[tuple[str, str, str]] = []
+            query = "SELECT key, model FROM members WHERE study = ? ORDER BY position"
+            known = dict.fromkeys(self._db.execute(query, (study,)).fetchall())
+            wanted: dict[tuple[str, str], tuple[str, str, str]] = {}
             for cell in cells:
                 key = cell.key
-                rows.append((key, cell.kind, canonical(cell.inputs)))
-                if (key, cell.model) not in known:
-                    known.add((key, cell.model))
-                    new.append((study, key, cell.model, _sum(study, key, cell.model)))
-            self._db.executemany("INSERT OR IGNORE INTO cells (key, kind, inputs) VALUES (?, ?, ?)", rows)
-            self._db.executemany("INSERT INTO members (study, key, model, checksum) VALUES (?, ?, ?, ?)", new)
-        return len(known) - before
+                wanted[key, cell.model] = key, cell.kind, canonical(cell.inputs)
+            self._db.executemany("INSERT OR IGNORE INTO cells (key, kind, inputs) VALUES (?, ?, ?)", wanted.values())
+            n_new = len(wanted.keys() - known.keys())
+            if n_new:
+                self._db.execute("DELETE FROM members WHERE study = ?", (study,))
+                self._db.executemany(
+                    "INSERT INTO members (study, key, model, checksum) VALUES (?, ?, ?, ?)",
+                    [(study, key, model, _sum(study, key, model)) for key, model in {**wanted, **known}],
+                )
+        return n_new
 
     def studies(self) -> list[str]:
         with self._explained():

@@ -32,7 +32,11 @@ class StudyStorage(abc.ABC):
 
     @abc.abstractmethod
     def declare(self, study: str, cells: Iterable[Cell]) -> int:
-        """Add the cells to the study, all or none; those it already has keep their place.  Returns how many are new."""
+        """Add the cells to the study, all or none; returns how many are new.
+
+        If some are, the study's order becomes that of ``cells``, followed by what else it has: so the order doesn't
+        depend on what was asked for first.
+        """
 
     @abc.abstractmethod
     def studies(self) -> list[str]:
@@ -48,7 +52,7 @@ class StudyStorage(abc.ABC):
 
     @abc.abstractmethod
     def cells(self, study: str, kind: str | None = None, state: str | None = None) -> Iterator[StoredCell]:
-        """The study's cells in the order they were declared; a cell that goes by two names comes once for each."""
+        """The study's cells, see :meth:`declare` for their order; a cell that goes by two names comes once for each."""
 
     @abc.abstractmethod
     def new_owner(self) -> str:

@@ -46,10 +46,14 @@ class StorageContract(abc.ABC):
     def test_declared_cells_wait_in_order(self, storage: StudyStorage) -> None:
         cells = [self.cell(i) for i in (3, 1, 2)]
         assert storage.declare("a", cells) == 3
-        assert storage.declare("a", [*cells, self.cell(9)]) == 1
-        assert [c.inputs["number"] for c in storage.cells("a")] == [3, 1, 2, 9]
+        assert [c.inputs["number"] for c in storage.cells("a")] == [3, 1, 2]
+        assert storage.declare("a", cells[::-1]) == 0
+        assert [c.inputs["number"] for c in storage.cells("a")] == [3, 1, 2]
+        assert storage.declare("a", [self.cell(9), *cells[1:]]) == 1
+        assert [c.inputs["number"] for c in storage.cells("a")] == [9, 1, 2, 3]
+        assert storage.declare("a", [self.cell(9), *cells[1:]]) == 0
         assert storage.states("a") == {c.key: "waiting" for c in [*cells, self.cell(9)]}
-        found = next(storage.cells("a"))
+        *_, found = storage.cells("a")
         assert (found.key, found.inputs) == (cells[0].key, cells[0].inputs)
         assert (found.state, found.attempts, found.error, found.result) == ("waiting", 0, None, None)
         assert storage.studies() == ["a"]
