@@ -110,8 +110,8 @@ class SqliteStorage(StudyStorage):
 
     def declare(self, study: str, cells: Iterable[Cell]) -> int:
         with self._transaction():
-            query = "SELECT key, model FROM members WHERE study = ? ORDER BY position"
-            known = dict.fromkeys(self._db.execute(query, (study,)).fetchall())
+            query = "SELECT key, model, checksum FROM members WHERE study = ? ORDER BY position"
+            known = {(key, model): checksum for key, model, checksum in self._db.execute(query, (study,))}
             wanted: dict[tuple[str, str], tuple[str, str, str]] = {}
             for cell in cells:
                 key = cell.key
@@ -122,7 +122,8 @@ class SqliteStorage(StudyStorage):
                 self._db.execute("DELETE FROM members WHERE study = ?", (study,))
                 self._db.executemany(
                     "INSERT INTO members (study, key, model, checksum) VALUES (?, ?, ?, ?)",
-                    [(study, key, model, _sum(study, key, model)) for key, model in {**wanted, **known}],
+                    # checksums are carried along: what was damaged must not come to look right
+                    [(study, *name, known.get(name) or _sum(study, *name)) for name in {**wanted, **known}],
                 )
         return n_new
 
