@@ -128,12 +128,8 @@ class _Stage:
 
     def _pass(self, todo: Sequence[str], n_jobs: int) -> None:
         """Give each of these cells one try, unless somebody else holds it."""
-        from joblib import Parallel, delayed
-
-        # a claim is taken when a worker is free for it, not before
-        parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
         try:
-            for outcome in parallel(delayed(work)(task) for task in self._tasks(todo)):
+            for outcome in self._outcomes(todo, n_jobs):
                 self._store(outcome)
         except StorageError:
             raise
@@ -143,6 +139,21 @@ class _Stage:
             self._lost(f"a worker process died: {type(error).__name__}: {error}")
         if self.trouble is not None:
             raise self.trouble
+
+    def _outcomes(self, todo: Sequence[str], n_jobs: int) -> Iterator[Outcome]:
+        from joblib import Parallel, delayed
+        from joblib.parallel import get_active_backend
+
+        backend = get_active_backend()[0]
+        if backend.supports_return_generator:
+            # a claim is taken when a worker is free for it, not before
+            parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
+            yield from parallel(delayed(work)(task) for task in self._tasks(todo))
+            return
+        size = 8 * backend.effective_n_jobs(n_jobs)  # Ray hands results over when all are there: so in rounds
+        with Parallel(n_jobs=n_jobs, batch_size=1) as parallel:  # one pool for all rounds: its start loads torch
+            for start in range(0, len(todo), size):
+                yield from parallel(delayed(work)(task) for task in self._tasks(todo[start : start + size]))
 
     def _tasks(self, todo: Sequence[str]) -> Iterator[Task]:
         """Claimed cells.  Runs in threads of joblib, which would wait for ever if it raised there."""
