@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from .pruning import AccuracyDrop, Latency, LossIncrease, Macs, Params, PruneResult, Units, prune
     from .repair import recalibrate_batch_norm
     from .solver import Problem, Solution, solve
-    from .study import compare
+    from .study import Study, compare
     from .surgery import PrunePlan, load, save, transfer_optimizer, verify
     from .train import CubicSchedule, train_and_prune
 
@@ -75,7 +75,7 @@ _HOMES = {
     "Params": "pruning", "PruneResult": "pruning", "Units": "pruning",
     "prune": "pruning",
     "recalibrate_batch_norm": "repair",
-    "compare": "study",
+    "Study": "study", "compare": "study",
     "PrunePlan": "surgery", "load": "surgery", "save": "surgery", "transfer_optimizer": "surgery", "verify": "surgery",
     "CubicSchedule": "train", "train_and_prune": "train",
 }
@@ -134,6 +134,7 @@ __all__ = [
     "PruneResult",
     "Units",
     "prune",
+    "Study",
     "compare",
     "PrunePlan",
     "load",

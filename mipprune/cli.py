@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 import mipprune as mp
 
+from . import study_cli
 from .errors import MipPruneError, PlanError
 from .records import write_bytes_atomic, write_json_atomic
 
@@ -58,6 +59,8 @@ app = typer.Typer(
     cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Prune PyTorch networks by optimisation, and say what is proved about the answer.",
 )
+
+app.add_typer(study_cli.app, name="study")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="What to prune, on which data, how far.")]
 VerifiedFile = Annotated[Path, typer.Argument(metavar="FILE", help="PRUNED.safetensors or a certificate (.json).")]

@@ -17,10 +17,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 from .datasets import BUILT_IN
 from .errors import ConfigError
 
-__all__ = ["BudgetSection", "DataSection", "ModelSection", "OutputSection", "PruneSection", "RunConfig", "load_config"]
+__all__ = [
+    "BudgetSection", "DataSection", "ModelSection", "OutputSection", "PruneSection", "RunConfig", "TomlFile",
+    "load_config", "read_section", "read_value", "refuse_unknown",
+]
 
 
-class _Rule(NamedTuple):
+class Rule(NamedTuple):
     """What a value of the right type must also be, in words and as a test."""
 
     text: str
@@ -31,19 +34,19 @@ def _is_function(name: str) -> bool:
     return re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", name) is not None
 
 
-_FUNCTION = _Rule("'package.module:function'", _is_function)
-_SOURCE = _Rule(
+FUNCTION = Rule("'package.module:function'", _is_function)
+_SOURCE = Rule(
     f"'package.module:function' or one of {', '.join(BUILT_IN)}", lambda name: name in BUILT_IN or _is_function(name)
 )
-_WEIGHTS = _Rule("a .safetensors, .pt or .pth file", lambda name: name.endswith((".safetensors", ".pt", ".pth")))
-_FILE_NAME = _Rule("a file name without folder", lambda name: name not in ("", ".", "..") and not {*name} & {*"/\\\0"})
-_RATIO = _Rule("above 0 and at most 1 (0.5 keeps half)", lambda value: 0 < value <= 1)
-_SHARE = _Rule("above 0 and below 1", lambda value: 0 < value < 1)
-_NATS = _Rule("a finite number of nats, at least 0", lambda value: 0 <= value < math.inf)
-_SECONDS = _Rule("above 0 seconds", lambda value: 0 < value < math.inf)
-_POSITIVE = _Rule("at least 1", lambda value: value >= 1)
-_NATURAL = _Rule("at least 0", lambda value: value >= 0)
-_JOBS = _Rule("a number of processes, or -1 for all cores", lambda value: value >= 1 or value == -1)
+_WEIGHTS = Rule("a .safetensors, .pt or .pth file", lambda name: name.endswith((".safetensors", ".pt", ".pth")))
+_FILE_NAME = Rule("a file name without folder", lambda name: name not in ("", ".", "..") and not {*name} & {*"/\\\0"})
+_RATIO = Rule("above 0 and at most 1 (0.5 keeps half)", lambda value: 0 < value <= 1)
+SHARE = Rule("above 0 and below 1", lambda value: 0 < value < 1)
+_NATS = Rule("a finite number of nats, at least 0", lambda value: 0 <= value < math.inf)
+_SECONDS = Rule("above 0 seconds", lambda value: 0 < value < math.inf)
+POSITIVE = Rule("at least 1", lambda value: value >= 1)
+SEED = Rule("at least 0", lambda value: value >= 0)
+_JOBS = Rule("a number of processes, or -1 for all cores", lambda value: value >= 1 or value == -1)
 
 Ratio = Annotated[float, _RATIO]
 
@@ -57,7 +60,7 @@ class ModelSection:
         weights: its state dict, relative to the configuration file; without it the factory's own weights are used.
     """
 
-    factory: Annotated[str, _FUNCTION]
+    factory: Annotated[str, FUNCTION]
     weights: Annotated[str, _WEIGHTS] | None = None
 
 
@@ -71,7 +74,7 @@ class DataSection:
     """
 
     source: Annotated[str, _SOURCE]
-    holdout: Annotated[float, _SHARE] | None = None
+    holdout: Annotated[float, SHARE] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,15 +97,15 @@ class PruneSection:
     layers: tuple[str, ...] | None = None
     pin: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
-    min_keep: Annotated[int, _POSITIVE] = 1
-    multiple: Annotated[int, _POSITIVE] = 1
+    min_keep: Annotated[int, POSITIVE] = 1
+    multiple: Annotated[int, POSITIVE] = 1
     surrogate: Literal["quadratic", "additive", "head", "joint", "refit"] | None = None
-    stages: Annotated[int, _POSITIVE] | None = None
+    stages: Annotated[int, POSITIVE] | None = None
     repair: tuple[Literal["bn", "refit", "head", "lm"], ...] = ("bn", "refit", "head")
     solver: Literal["highs", "scip", "cbc"] = "highs"
     time_limit: Annotated[float, _SECONDS] | None = None
     n_jobs: Annotated[int, _JOBS] = 1
-    seed: Annotated[int, _NATURAL] = 0
+    seed: Annotated[int, SEED] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,13 +157,11 @@ def load_config(path: str | os.PathLike[str]) -> RunConfig:
         OSError: the file can't be read.
     """
     path = Path(path)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from error
+    file = TomlFile.read(path)
+    content = file.content
     sections = {"model": ModelSection, "data": DataSection, "prune": PruneSection, "output": OutputSection}
-    _refuse_unknown(path, "", content, list(sections))
-    read = {name: _section(kind, content.get(name, {}), path, name) for name, kind in sections.items()}
+    refuse_unknown(file, "", content, list(sections))
+    read = {name: read_section(kind, content.get(name, {}), file, name) for name, kind in sections.items()}
     config = RunConfig(path, **read)
     wanted = config.prune
     shares = dataclasses.asdict(wanted.budget) if wanted.budget else {}
@@ -175,39 +176,90 @@ def load_config(path: str | os.PathLike[str]) -> RunConfig:
     return config
 
 
-def _refuse_unknown(path: Path, where: str, table: dict[str, Any], known: list[str]) -> None:
+class TomlFile(NamedTuple):
+    """A TOML file that was read, and knows on which line a key stands."""
+
+    path: Path
+    text: str
+    content: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> TomlFile:
+        """Read and parse ``path``.  Raises ConfigError (not TOML) or OSError."""
+        try:
+            text = path.read_text(encoding="utf-8")
+            return cls(path, text, tomllib.loads(text))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not a TOML file: {error}") from error
+
+    def at(self, where: str) -> str:
+        """``"path:line"`` of a key like ``"prune.budget.macs"`` or ``"estimate[1].seed[0]"``; no line if it isn't
+        there.
+
+        The parser tells no lines, so it is asked how much of the file it needs to know the key: O(lines) parses, and
+        only when an error is about to be shown.
+        """
+        lines = self.text.splitlines(keepends=True)
+        start = 0
+        for end in range(1, len(lines) + 1):
+            try:
+                part = tomllib.loads("".join(lines[:end]))
+            except tomllib.TOMLDecodeError:
+                continue  # in the middle of a value that spans lines
+            if _holds(part, where):
+                return f"{self.path}:{start + 1}"
+            start = end
+        return str(self.path)
+
+
+def _holds(content: Any, where: str) -> bool:
+    for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", where):
+        try:
+            content = content[int(index) if index else key]
+        except (LookupError, TypeError):
+            return False
+    return True
+
+
+def refuse_unknown(file: TomlFile, where: str, table: dict[str, Any], known: list[str]) -> None:
+    """Raise ConfigError for a key of ``table`` that isn't known; the text has its line and the nearest known key."""
     for key in table:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {where + close[0]!r}?" if close else f"known here: {', '.join(known)}"
-            raise ConfigError(f"{path}: unknown {'key' if where else 'section'} {where + key!r}; {hint}")
+            kind, key = "key" if where else "section", where + key
+            raise ConfigError(f"{file.at(key)}: unknown {kind} {key!r}; {hint}")
 
 
-def _section(kind: type, table: Any, path: Path, where: str) -> Any:
-    """The dataclass ``kind`` from a TOML table."""
+def read_section(kind: type, table: Any, file: TomlFile, where: str) -> Any:
+    """The dataclass ``kind`` from the TOML table at ``where``; ConfigError for unknown, missing or wrong keys."""
     if not isinstance(table, dict):
-        raise ConfigError(f"{path}: {where!r}: expected a table, got {table!r}")
+        raise ConfigError(f"{file.at(where)}: {where!r}: expected a table, got {table!r}")
     hints = typing.get_type_hints(kind, include_extras=True)
-    _refuse_unknown(path, f"{where}.", table, list(hints))
+    refuse_unknown(file, f"{where}.", table, list(hints))
     for field in dataclasses.fields(kind):
         if field.default is dataclasses.MISSING and field.name not in table:
-            raise ConfigError(f"{path}: [{where}] lacks the key {field.name!r}: {_expected(hints[field.name])}")
-    return kind(**{key: _value(value, hints[key], path, f"{where}.{key}") for key, value in table.items()})
+            expected = _expected(hints[field.name])
+            raise ConfigError(f"{file.at(where)}: [{where}] lacks the key {field.name!r}: {expected}")
+    return kind(**{key: read_value(value, hints[key], file, f"{where}.{key}") for key, value in table.items()})
 
 
-def _value(value: Any, hint: Any, path: Path, where: str) -> Any:
-    """``value`` as ``hint`` wants it; TOML has no null, so the ``None`` of an optional key can't be written."""
+def read_value(value: Any, hint: Any, file: TomlFile, where: str) -> Any:
+    """``value`` as ``hint`` wants it, or a ConfigError that names ``where``.
+
+    TOML has no null, so the ``None`` of an optional key can't be written.
+    """
     hint = _without_none(hint)
     if dataclasses.is_dataclass(hint):
-        return _section(typing.cast(type, hint), value, path, where)
+        return read_section(typing.cast(type, hint), value, file, where)
     if typing.get_origin(hint) is tuple and isinstance(value, list):
         item = typing.get_args(hint)[0]
-        return tuple(_value(v, item, path, f"{where}[{i}]") for i, v in enumerate(value))
+        return tuple(read_value(v, item, file, f"{where}[{i}]") for i, v in enumerate(value))
     if _fits(value, hint):
         return float(value) if isinstance(value, int) and _plain(hint) is float else value
     close = difflib.get_close_matches(value, _names(hint), n=1) if isinstance(value, str) else []
     remedy = f"; did you mean {close[0]!r}?" if close else ""
-    raise ConfigError(f"{path}: {where!r}: expected {_expected(hint)}, got {value!r}{remedy}")
+    raise ConfigError(f"{file.at(where)}: {where!r}: expected {_expected(hint)}, got {value!r}{remedy}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

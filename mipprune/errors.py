@@ -75,3 +75,7 @@ class ConfigError(MipPruneError, ValueError):
 
 class CertificateError(MipPruneError, ValueError):
     """A certificate that is corrupt, speaks about another problem, or doesn't prove what it claims."""
+
+
+class StorageError(MipPruneError, RuntimeError):
+    """A study's storage can't be read or written: no file of ours, a full disk, damage beyond single rows."""

@@ -181,9 +181,24 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, said: list[s
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, FULL.replace(old, new))
     text = str(caught.value)
-    assert text.startswith(f"{tmp_path / 'run.toml'}: ")
+    assert re.match(re.escape(str(tmp_path / "run.toml")) + r"(:\d+)?: ", text)
     assert "\n" not in text
     assert [part for part in said if part not in text] == [], text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("min_keep", "minkeep", 13),
+        ("seed = 7", 'seed = "7"', 20),
+        ("macs = 0.5", "mac = 0.5", 9),
+        ("[output]", "[outptu]", 21),
+        ('layers = ["fc1", "fc2"]', 'layers = [\n"fc1",\n2,\n]', 11),  # the line that the key stands on
+    ],
+)
+def test_the_line_is_named(tmp_path: Path, old: str, new: str, line: int) -> None:
+    with pytest.raises(ConfigError, match=rf"run\.toml:{line}: "):
+        read(tmp_path, FULL.replace(old, new))
 
 
 def test_a_section_that_is_no_table(tmp_path: Path) -> None:

@@ -32,13 +32,13 @@ ROWS = (
     ("surgery", "repair", "relu"),
     ("latency",),
     ("train",),
-    ("study",),
     ("pruning",),
     ("config", "sources"),
-    ("cli", "demo", "__main__"),
+    ("study",),
+    ("cli", "demo", "study_cli", "__main__"),
 )
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
-TOP = {"cli", "demo", "__main__"}  # these may use the package as a user does: ``import mipprune``
+TOP = {"cli", "demo", "study_cli", "__main__"}  # these may use the package as a user does: ``import mipprune``
 NO_TORCH = {"errors", "records", "costs", "estimate", "surrogates", "solver"}
 NO_TORCH_FILES = {"game/base.py"}
 # Distributions whose module has another name.

@@ -1,6 +1,31 @@
-"""study: what the rooms before it found, compared and drawn."""
+"""study: what the rooms before it found, compared, repeated over grids, stored and drawn."""
 
-from .comparison import Comparison, ComparisonRow, SolutionRow, compare
-from .plots import plot_comparison
+from typing import TYPE_CHECKING
 
-__all__ = ["Comparison", "ComparisonRow", "SolutionRow", "compare", "plot_comparison"]
+from ..lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from .cell import Cell, StoredCell
+    from .comparison import Comparison, ComparisonRow, SolutionRow, compare
+    from .kinds import EstimateSection, Kind, register_kind
+    from .plots import plot_comparison
+    from .runner import RunSummary
+    from .sqlite import SqliteStorage
+    from .storage import StudyStorage
+    from .study import Study
+
+_HOMES = {
+    "Cell": "cell", "StoredCell": "cell",
+    "Comparison": "comparison", "ComparisonRow": "comparison", "SolutionRow": "comparison", "compare": "comparison",
+    "EstimateSection": "kinds", "Kind": "kinds", "register_kind": "kinds",
+    "plot_comparison": "plots",
+    "RunSummary": "runner",
+    "SqliteStorage": "sqlite",
+    "StudyStorage": "storage",
+    "Study": "study",
+}
+__getattr__ = lazy_attributes(__name__, _HOMES)
+__all__ = [
+    "Cell", "Comparison", "ComparisonRow", "EstimateSection", "Kind", "RunSummary", "SolutionRow", "SqliteStorage",
+    "StoredCell", "Study", "StudyStorage", "compare", "plot_comparison", "register_kind",
+]

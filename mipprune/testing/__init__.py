@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .masking import masked_model
     from .sample_game_contract import SampleGameContract
     from .solver_contract import SolverContract
+    from .storage_contract import StorageContract
     from .surrogate_contract import SurrogateContract
 
 _HOMES = {
@@ -21,6 +22,7 @@ _HOMES = {
     "GameContract": "game_contract",
     "SampleGameContract": "sample_game_contract",
     "SolverContract": "solver_contract",
+    "StorageContract": "storage_contract",
     "SurrogateContract": "surrogate_contract",
     "masked_model": "masking",
 }
@@ -31,6 +33,7 @@ __all__ = [
     "NetworkCase",
     "SampleGameContract",
     "SolverContract",
+    "StorageContract",
     "SurrogateContract",
     "masked_model",
 ]

@@ -1,0 +1,119 @@
+"""Pictures of a report, readable in print and by colour-blind people.  Needs matplotlib (extra ``plots``)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MissingDependencyError
+from .plots import STYLES
+from .summary import Convergence, ConvergencePoint, PrunePoint
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["accuracy_figure", "convergence_figure", "kept_figure", "picture"]
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("reports need matplotlib: pip install 'mipprune[plots]'") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def picture(figure: Figure, kind: str) -> bytes:
+    """The figure as ``"svg"`` or ``"png"``; the same bytes every time."""
+    import matplotlib
+
+    stream = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "mipprune"}):
+        figure.savefig(stream, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {})
+    return stream.getvalue()
+
+
+def _styled(names: Sequence[str]) -> list[tuple[str, str, str, str]]:
+    return [(name, *STYLES[i % len(STYLES)]) for i, name in enumerate(names)]
+
+
+def _plain(axis: Any) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="0.92")
+    axis.set_axisbelow(True)
+
+
+def convergence_figure(found: Convergence) -> Figure:
+    """Relative error, and loss increase of the masks, over the budget: medians, and bands of 10 to 90 %."""
+    figure = _figure(9.0, 3.6)
+    left, right = figure.subplots(1, 2)
+    for name, colour, line, marker in _styled(list(dict.fromkeys(point.method for point in found.points))):
+        points: list[ConvergencePoint] = [point for point in found.points if point.method == name]
+        budgets = [point.n_evals for point in points]
+        style = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4, "label": name}
+        for axis, values in ((left, [p.error for p in points]), (right, [p.true_loss for p in points])):
+            axis.plot(budgets, [middle for _, middle, _ in values], **style)
+            axis.fill_between(budgets, [v[0] for v in values], [v[2] for v in values], color=colour, alpha=0.12, lw=0)
+    for loss, text, line in ((found.exact_loss, "exact importances", "-"), (found.best_loss, "best mask", ":")):
+        right.axhline(loss, color="0.3", linewidth=1, linestyle=line)
+        right.annotate(text, (0.99, loss), xycoords=("axes fraction", "data"), fontsize=8, va="bottom", ha="right",
+                       color="0.3")
+    left.set(yscale="log", ylabel="relative error")
+    right.set(ylabel="true loss increase (nats)")
+    for axis in (left, right):
+        axis.set(xscale="log", xlabel="coalition evaluations")
+        budgets = sorted({point.n_evals for point in found.points})
+        if len(budgets) <= 8:  # else matplotlib's own powers of ten
+            axis.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
+        axis.set_xticks([], minor=True)
+        _plain(axis)
+    left.legend(fontsize=8, frameon=False)
+    figure.suptitle(found.title, fontsize=10)
+    return figure
+
+
+def accuracy_figure(model: str, points: Sequence[PrunePoint]) -> Figure:
+    """Held-out accuracy over the share of multiply-adds, with 95 % intervals; magnitude and the dense network too."""
+    figure = _figure(6.0, 4.0)
+    axis = figure.subplots()
+    for name, colour, line, marker in _styled(list(dict.fromkeys(point.options for point in points))):
+        own = sorted((p for p in points if p.options == name), key=lambda p: p.macs)
+        errors = [[p.accuracy - p.interval[0] for p in own], [p.interval[1] - p.accuracy for p in own]]
+        axis.errorbar([p.macs for p in own], [p.accuracy for p in own], yerr=errors, color=colour, linestyle=line,
+                      marker=marker, markersize=5, capsize=3, linewidth=1.4, label=name or "mipprune")
+    other = sorted({(p.macs, p.magnitude) for p in points})
+    axis.plot(*zip(*other), color="0.45", linestyle=":", marker="x", label="same budget by magnitude")
+    dense = points[0].dense
+    axis.axhline(dense, color="0.3", linewidth=1)
+    axis.annotate("dense", (0.99, dense), xycoords=("axes fraction", "data"), fontsize=8, va="bottom", ha="right",
+                  color="0.3")
+    axis.set(xlabel="multiply-adds, share of the dense network", ylabel="accuracy on held-out data", title=model)
+    axis.xaxis.set_major_formatter("{x:.0%}")
+    axis.yaxis.set_major_formatter("{x:.0%}")
+    _plain(axis)
+    axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def kept_figure(model: str, points: Sequence[PrunePoint]) -> Figure:
+    """Share of the units kept, per layer (columns) and run (rows), darker for more, the counts written in."""
+    groups = list(points[0].kept)
+    figure = _figure(2.6 + 0.9 * len(groups), 1.0 + 0.32 * len(points))
+    axis = figure.subplots()
+    shares = [[point.kept[g][0] / point.kept[g][1] for g in groups] for point in points]
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for y, point in enumerate(points):
+        for x, group in enumerate(groups):
+            kept, size = point.kept[group]
+            axis.text(x, y, f"{kept:g}/{size}", ha="center", va="center", fontsize=8,
+                      color="white" if kept / size > 0.6 else "black")
+    axis.set_xticks(range(len(groups)), groups, fontsize=8)
+    axis.set_yticks(range(len(points)), [", ".join(filter(None, (p.task, p.options))) for p in points], fontsize=8)
+    axis.set_title(f"{model}: units kept per layer", fontsize=10)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    return figure
