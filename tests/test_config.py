@@ -189,10 +189,10 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, said: list[s
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
-        ("min_keep", "minkeep", 13),
-        ("seed = 7", 'seed = "7"', 20),
+        ("min_keep", "minkeep", 14),
+        ("seed = 7", 'seed = "7"', 22),
         ("macs = 0.5", "mac = 0.5", 9),
-        ("[output]", "[outptu]", 21),
+        ("[output]", "[outptu]", 23),
         ('layers = ["fc1", "fc2"]', 'layers = [\n"fc1",\n2,\n]', 11),  # the line that the key stands on
     ],
 )

@@ -270,7 +270,7 @@ def test_a_real_study(tmp_path: Path) -> None:
     assert row["relative_error"] == compared.rows[0].relative_error
     assert row["true_loss"] == compared.solutions[1].true_drop
     assert row["true_loss_of_best"] == compared.solutions[2].true_drop <= row["true_loss_of_exact"] + 1e-12
-    result = mp.prune(network(), data(), budget=mp.Macs(0.6), stages=1, progress=False)
+    result = mp.prune(network(), data(), budget=mp.Macs(0.6), surrogate="quadratic", stages=1, progress=False)
     assert pruned[0]["pruned_accuracy"] == result.report.pruned.accuracy
     assert pruned[0]["macs_ratio"] <= 0.6
     with real(tmp_path / "s.db") as study:

@@ -163,6 +163,7 @@ def test_failures_are_shown_and_leave_with_one(study_file: Path) -> None:
         ("epochs = 20", "epochs = 0", [":9: ", "'models.net.train.epochs'", "at least 1"]),
         ("factory =", "factry =", [":7: ", "did you mean 'models.net.factory'?"]),
         ("stages = [1, 2]", "stages = [1, 2]\nn_jobs = 2", ["give n_jobs to the run"]),
+        ("budget = [{ macs = 0.7 }, { macs = 0.5 }]", "budget = { latency = 0.5 }", ["depends on the moment"]),
         ("budget = [{ macs = 0.7 }, { macs = 0.5 }]", "", ["[[prune]] needs one of budget, tolerance"]),
         ("[models.net]", "[models]", ["network"]),
     ],

@@ -55,6 +55,8 @@ class EstimateSection:
 def _settled_prune(section: PruneSection) -> PruneSection:
     if section.n_jobs != 1:
         raise ConfigError("a study runs its cells side by side: give n_jobs to the run, not to the cells")
+    if section.budget is not None and section.budget.latency is not None:
+        raise ConfigError("a latency budget depends on the moment, not on the cell's inputs: study macs or params")
     return section
 
 
