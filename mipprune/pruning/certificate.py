@@ -13,7 +13,7 @@ from ..game import LabelledData
 from ..records import Record
 from ..surgery.verify import first_tensor
 
-__all__ = ["Certificate", "certify_accuracy", "clopper_pearson_upper"]
+__all__ = ["AccuracyCertificate", "certify_accuracy", "clopper_pearson_upper"]
 
 
 def clopper_pearson_upper(events: int, trials: int, confidence: float) -> float:
@@ -30,7 +30,7 @@ def clopper_pearson_upper(events: int, trials: int, confidence: float) -> float:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Certificate(Record):
+class AccuracyCertificate(Record):
     """Bounds for new inputs from the distribution of the held-out data, each at ``confidence`` by itself.
 
     They hold if nothing about the pruned network was chosen on these data; independent samples are all they assume.
@@ -50,7 +50,7 @@ class Certificate(Record):
     disagreement_bound: float
     drop_bound: float
 
-    def at(self, confidence: float) -> Certificate:
+    def at(self, confidence: float) -> AccuracyCertificate:
         """The same counts at another confidence."""
         return dataclasses.replace(
             self, confidence=confidence,
@@ -65,7 +65,9 @@ class Certificate(Record):
 
 
 @torch.no_grad()
-def certify_accuracy(dense: nn.Module, small: nn.Module, data: LabelledData, confidence: float = 0.95) -> Certificate:
+def certify_accuracy(
+    dense: nn.Module, small: nn.Module, data: LabelledData, confidence: float = 0.95
+) -> AccuracyCertificate:
     """Compare two networks on data that no choice between networks has seen."""
     changed = lost = 0
     for part in data.batches():
@@ -73,5 +75,5 @@ def certify_accuracy(dense: nn.Module, small: nn.Module, data: LabelledData, con
         changed += int((a != b).sum())
         lost += int(((a == part.targets) & (b != part.targets)).sum())
     n = len(data)
-    return Certificate(n, changed, lost, confidence, clopper_pearson_upper(changed, n, confidence),
+    return AccuracyCertificate(n, changed, lost, confidence, clopper_pearson_upper(changed, n, confidence),
                        clopper_pearson_upper(lost, n, confidence))

@@ -19,7 +19,7 @@ from ..latency.fit import FEMTOSECONDS
 from ..records import Record
 from ..solver import Solution
 from ..surgery import PrunePlan, Verification, save, transfer_optimizer
-from .certificate import Certificate
+from .certificate import AccuracyCertificate
 from .diagnosis import Diagnosis
 from .measure import Quality
 from .repairing import RepairStep
@@ -84,7 +84,7 @@ class PruneReport(Record):
     verification: Verification
     repairs: tuple[RepairStep, ...]
     divergence: float
-    certificate: Certificate
+    certificate: AccuracyCertificate
     diagnosis: Diagnosis
     seconds: float
     cpu_seconds: float
