@@ -42,7 +42,7 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert "units kept" in capsys.readouterr().out
 
 
-SLOW_DOCS = {"docs/surgery.md"}
+SLOW_DOCS = {"docs/solver.md", "docs/surgery.md"}
 FRAGMENTS = {"docs/coverage.md"}  # pieces of an extension; test_coverage_edges.py runs them around an operation
 DOCS = sorted({f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - FRAGMENTS)
 
