@@ -56,6 +56,12 @@ class Density:
         q = special.betaincinv(self.beta, self.beta, uniforms)
         return q, q
 
+    def masks(self, uniforms: np.ndarray, antithetic: bool) -> list[np.ndarray]:
+        """One mask per row of ``uniforms`` (M, 1 + n), or two negatively dependent ones: bool (M, n) each."""
+        low, high = self.thresholds(uniforms[:, :1])
+        masks = [uniforms[:, 1:] < low, uniforms[:, 1:] >= high]
+        return masks if antithetic else masks[:1]
+
 
 SHAPLEY = Density(beta=1.0)
 FAITHFUL = Density(beta=2.0)

@@ -116,9 +116,7 @@ class ToggleDesign(Design):
     def draw(self, first: int, count: int) -> np.ndarray:
         """The masks: bool of shape (count, 1 or 2, n)."""
         u = uniforms(self.seed, first, count, 1 + self.n_players)
-        low, high = self.density.thresholds(u[:, :1])
-        masks = [u[:, 1:] < low, u[:, 1:] >= high]
-        return np.stack(masks if self.antithetic else masks[:1], axis=1)
+        return np.stack(self.density.masks(u, self.antithetic), axis=1)
 
     def coalitions(self, draw: np.ndarray) -> np.ndarray:
         return (draw[:, :, None, :] ^ self._flips).reshape(-1, self.n_players)

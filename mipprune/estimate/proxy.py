@@ -64,7 +64,7 @@ def draw_pilot(seed: int, count: int, n_players: int, density: Density) -> np.nd
     """Coalitions with the law of ``density``, independent of those that the same ``seed`` gives the sampling."""
     stream = int(np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)[0])
     u = uniforms(stream, 0, count, 1 + n_players)
-    return u[:, 1:] < density.thresholds(u[:, :1])[0]
+    return density.masks(u, antithetic=False)[0]
 
 
 def fit_proxy(coalitions: np.ndarray, values: np.ndarray, density: Density) -> QuadraticProxy:

@@ -100,9 +100,7 @@ class ReuseSource(_ResponseSource):
 
     def coalitions(self, first: int, count: int) -> np.ndarray:
         u = uniforms(self.seed, first, count, 1 + self.n_players)
-        low, high = self.density.thresholds(u[:, :1])
-        masks = [u[:, 1:] < low, u[:, 1:] >= high]
-        return np.stack(masks if self.antithetic else masks[:1], axis=1)
+        return np.stack(self.density.masks(u, self.antithetic), axis=1)
 
     def finish(self, state: State) -> tuple[np.ndarray, np.ndarray]:
         assert isinstance(state, Responses)

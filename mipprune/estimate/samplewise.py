@@ -188,8 +188,7 @@ class SampleToggleSource(_SampleSource):
     def _passes(self, replicate: int) -> list[np.ndarray]:
         n_samples = self.game.n_samples
         u = uniforms(self.seed, replicate * n_samples, n_samples, 1 + self.game.n_players)
-        low, high = self.density.thresholds(u[:, :1])
-        return [u[:, 1:] < low, u[:, 1:] >= high] if self.antithetic else [u[:, 1:] < low]
+        return self.density.masks(u, self.antithetic)
 
     def _run(self, drawn: np.ndarray) -> np.ndarray:
         return self.game.toggle(drawn)
