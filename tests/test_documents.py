@@ -42,7 +42,7 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert "units kept" in capsys.readouterr().out
 
 
-SLOW_DOCS = {"docs/solver.md", "docs/surgery.md"}
+SLOW_DOCS = {"docs/estimation.md", "docs/flatness.md", "docs/solver.md", "docs/surgery.md"}
 FRAGMENTS = {"docs/coverage.md"}  # pieces of an extension; test_coverage_edges.py runs them around an operation
 DOCS = sorted({f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - FRAGMENTS)
 
@@ -68,6 +68,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_demo_writes_every_run(demo: Path) -> None:
     runs = json.loads((demo / "result.json").read_text())["runs"]
     assert [(r["model"], r["task"]) for r in runs] == [
@@ -84,6 +85,7 @@ def test_demo_writes_every_run(demo: Path) -> None:
         assert math.isfinite(run["seconds"])
 
 
+@pytest.mark.slow
 def test_demo_files_rebuild_the_networks(demo: Path) -> None:
     for name, make in (("mlp", digits_mlp), ("cnn", DigitsCNN)):
         for task in ("tolerance", "macs50"):

@@ -208,6 +208,7 @@ def test_a_latency_budget_binds_like_any_cost(measured: list[float], tmp_path: P
     assert PruneReport.from_dict(json.loads(json.dumps(result.report.to_dict()))) == result.report
 
 
+@pytest.mark.slow
 def test_a_table_that_was_wrong_tightens_the_limit(measured: list[float]) -> None:
     case = NETWORKS[1]
     model, x = case.build(), case.inputs(40)
@@ -245,6 +246,7 @@ def test_the_next_limit() -> None:
     assert check._next_limit([(500, 0.6), (400, 0.4), (450, 0.49)]) is None
 
 
+@pytest.mark.slow
 def test_a_latency_budget_is_met_on_the_clock() -> None:
     model, x, y = wide_mlp()
     result = run(model, (x, y), budget=mp.Latency(0.6, batch_size=64), multiple=8)

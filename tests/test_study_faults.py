@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -179,23 +180,42 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+#: Runs a command and prints the processor time and the peak memory of that process alone.  A process of its own, since
+#: a child's peak memory on Linux starts with the size that its parent had, and a test runner is large.
+METER = """
+import json, resource, subprocess, sys
+code = subprocess.run(sys.argv[1:]).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([code, used.ru_utime + used.ru_stime, used.ru_maxrss]))
+"""
+
+
+def measured(words: list[str], directory: Path) -> tuple[str, float, int]:
+    """What a command printed, its seconds of processor time, and its peak memory in KiB."""
+    run = subprocess.run([sys.executable, "-c", METER, *words], cwd=directory, capture_output=True, text=True,
+                         env={**os.environ, "PYTHONPATH": str(ROOT)})
+    *printed, numbers = run.stdout.splitlines()
+    code, seconds, memory = json.loads(numbers)
+    assert code == 0, run.stdout + run.stderr
+    return "\n".join(printed), seconds, memory
+
+
+def test_the_meter_sees_the_child_and_not_the_runner(tmp_path: Path) -> None:
+    ballast = b"x" * (400 * 2**20)
+    assert measured([sys.executable, "-c", "pass"], tmp_path)[2] < 100 * 2**10
+    assert measured([sys.executable, "-c", "b'x' * (200 * 2**20)"], tmp_path)[2] > 200 * 2**10
+    assert len(ballast) == 400 * 2**20
+
+
 @pytest.mark.parametrize("command", [
     ["status"], ["report", "--out", "report"], ["export", "--out", "table.csv"],
 ], ids=lambda command: command[0])
 def test_a_hundred_thousand_cells(large: Path, command: list[str], tmp_path: Path) -> None:
     words = [sys.executable, "-m", "mipprune", "study", command[0], str(large), *command[1:]]
-    with open(tmp_path / "printed", "w+", encoding="utf-8") as stream:
-        run = subprocess.Popen(words, cwd=tmp_path, stdout=stream, stderr=stream,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})
-        _, status, used = os.wait4(run.pid, 0)  # what this process used, not the largest of all children
-        run.returncode = os.waitstatus_to_exitcode(status)
-        stream.seek(0)
-        printed = stream.read()
-    assert run.returncode == 0, printed
-    seconds = used.ru_utime + used.ru_stime
-    print(f"{command[0]}: {seconds:.1f} s of processor, at most {used.ru_maxrss / 2**20:.2f} GiB")
+    printed, seconds, memory = measured(words, tmp_path)
+    print(f"{command[0]}: {seconds:.1f} s of processor, at most {memory / 2**20:.2f} GiB")
     assert seconds < 5  # of processor time: the clock on the wall sees the neighbours
-    assert used.ru_maxrss < 2**20  # KiB
+    assert memory < 2**20  # KiB
     if command[0] == "export":
         assert (tmp_path / "table.csv").read_bytes().count(b"\n") == LARGE + 1
     else:
