@@ -24,12 +24,16 @@ HIDDEN = ("network", "version")
 
 def flat_row(cell: StoredCell, timing: bool = True) -> dict[str, Any]:
     """Network, inputs and results of a finished cell; what is no number or text is written as JSON."""
-    row: dict[str, Any] = {"model": cell.model}
-    row |= {key: value for key, value in cell.inputs.items() if key not in HIDDEN}
-    row |= cell.result or {}
+    row: dict[str, Any] = {"model": cell.model, **cell.inputs}
+    for key in HIDDEN:
+        row.pop(key, None)
+    row.update(cell.result or {})
     if timing:
-        row |= {"seconds": cell.seconds, "attempts": cell.attempts}
-    return {key: canonical(value) if isinstance(value, (dict, list)) else value for key, value in row.items()}
+        row.update(seconds=cell.seconds, attempts=cell.attempts)
+    for key, value in row.items():
+        if isinstance(value, (dict, list)):
+            row[key] = canonical(value)
+    return row
 
 
 def rows_of(storage: StudyStorage, study: str, kind: str, timing: bool = True) -> list[dict[str, Any]]:
@@ -42,15 +46,19 @@ def rows_of(storage: StudyStorage, study: str, kind: str, timing: bool = True) -
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for row in rows for key in row))
+    found: dict[str, None] = {}
+    for row in rows:
+        if not row.keys() <= found.keys():
+            found |= dict.fromkeys(row)
+    return list(found)
 
 
 def write_csv(path: str | os.PathLike[str], rows: list[dict[str, Any]]) -> None:
     """Write rows as UTF-8 CSV (RFC 4180), atomically; floats so that they read back equal, None as nothing."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, _columns(rows), restval="")
-    writer.writeheader()
-    writer.writerows(rows)
+    stream, columns = io.StringIO(), _columns(rows)
+    writer = csv.writer(stream)
+    writer.writerow(columns)
+    writer.writerows([row.get(column, "") for column in columns] for row in rows)
     write_bytes_atomic(path, stream.getvalue().encode())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -130,9 +131,9 @@ def overview(storage: StudyStorage, study: str) -> Overview:
 
 def _grouped(cells: Iterable[StoredCell], keys: Iterable[str]) -> dict[tuple[Any, ...], list[StoredCell]]:
     groups: dict[tuple[Any, ...], list[StoredCell]] = {}
-    chosen = tuple(keys)
+    chosen = operator.itemgetter(*keys)  # of two keys or more, so that it makes tuples
     for cell in cells:
-        groups.setdefault((cell.model, *(cell.inputs[key] for key in chosen)), []).append(cell)
+        groups.setdefault((cell.model, *chosen(cell.inputs)), []).append(cell)
     return groups
 
 
