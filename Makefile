@@ -1,6 +1,6 @@
 # Needs Python 3.11 or newer with venv, and make.  Another Python: make test PYTHON=python3.12
 PYTHON ?= python3
-EXTRAS ?= dev,examples,plots,fast
+EXTRAS ?= dev,examples,plots,fast,docs
 PYTEST_ARGS ?=
 
 # The networks and programs here are small: more threads than one only wait for each other.
@@ -12,7 +12,7 @@ BIN := .venv/bin
 # The stamp names the extras, so that asking for others builds another environment.
 READY := .venv/ready-$(EXTRAS)
 
-.PHONY: demo test slow lint types check clean
+.PHONY: demo test slow docs lint types check clean
 .DELETE_ON_ERROR:
 
 # The quick tests.
@@ -26,6 +26,10 @@ slow: $(READY)
 demo: $(READY)
 	$(BIN)/mipprune demo --out demo-out
 
+# The documentation as pages to read in a browser: site/index.html.  Needs no network; every warning is an error.
+docs: $(READY)
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees -b html docs site
+
 lint: $(READY)
 	$(BIN)/ruff check .
 
@@ -35,7 +39,7 @@ types: $(READY)
 check: lint types
 
 clean:
-	rm -rf .venv build dist demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --clear throws away what an interrupted or an older installation left; the stamp is the last thing written.

@@ -40,7 +40,7 @@ class HeadFit(Record):
 def fit_linear_head(graph: UnitGraph, layer: str, data: LabelledData, l2: float = 1e-4) -> HeadFit:
     """Train a linear classifier on the activations of ``layer`` (2002.07259's decoupled layer, with a linear head).
 
-    Minimises mean cross-entropy + l2/2 |weight|^2 on activations scaled to unit root mean square, by L-BFGS in
+    Minimises mean cross-entropy + ``l2/2 |weight|^2`` on activations scaled to unit root mean square, by L-BFGS in
     float64, and returns the weights for the unscaled activations.
 
     Args:
