@@ -188,8 +188,8 @@ def main() -> None:
     budgets = (0.5, 0.1) if arguments.quick else tuple(float(b) for b in arguments.budgets.split(","))
     kinds = ("l2", "taylor") if arguments.quick else CRITERIA
     found: dict[tuple[str, float, str, str], list[tuple[float, float, float]]] = {}
+    data = bar.digits()
     for seed in range(seeds):
-        data = bar.digits(seed)
         for name in arguments.models.split(","):
             model, seconds = bar.trained(name, data, seed)
             dense = (bar.accuracy(model, data.test), 1.0, seconds)
