@@ -56,6 +56,16 @@ def closed(problem: Problem, objective: float, bound: float) -> bool:
     return bound > objective - (1e-6 * max(1e-3, abs(objective)) if problem.objective == "drop" else 0.5)
 
 
+def test_a_checker_that_sums_in_another_order_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    surrogate = Quadratic(np.linspace(0.01, 0.1, 12), 0.3 * np.eye(12))
+    problem = Problem.minimize_drop(surrogate, budgets={"units": 5})
+    certificate = solve(problem, certificate=True).certificate
+    assert certificate is not None
+    here = LeafBounds.bound
+    monkeypatch.setattr(LeafBounds, "bound", lambda *args: np.nextafter(float(here(*args)), -np.inf))
+    assert check_certificate(problem, certificate).bound >= certificate.bound
+
+
 @pytest.mark.parametrize("batch", range(7))
 def test_certified_bounds_lie_below_the_enumerated_optimum(batch: int) -> None:
     checked = 0

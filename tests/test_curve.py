@@ -514,6 +514,17 @@ def test_ladders() -> None:
     assert len(size_curve(large, min_keep=10).all_lower) == 991
 
 
+def test_every_layer_searches_the_sizes_it_was_given() -> None:
+    layers = [random_quadratic(6, 4, 0), random_quadratic(5, 4, 1)]
+    some, all_of_it = size_curves(layers, [[2, 5], None])
+    assert some.counts.tolist() == [5, 2]
+    assert all_of_it.counts.tolist() == [5, 4, 3, 2, 1, 0]
+    alone = size_curve(layers[0], [2, 5])
+    np.testing.assert_array_equal(some.masks, alone.masks)
+    with pytest.raises(ValueError, match="zip"):
+        size_curves(layers, [[2]])
+
+
 def test_results_do_not_depend_on_the_number_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     head = random_head(14, 3, samples=10)
     monkeypatch.setattr(curve_search, "CHUNK", 5)

@@ -11,7 +11,6 @@ import functools
 import time
 from collections.abc import Callable
 
-import joblib
 import numpy as np
 from torch import nn
 
@@ -19,7 +18,7 @@ from ..curvature import RefitCurve, expand_gates, refit_curves
 from ..game import LabelledData
 from ..graph import UnitGraph
 from ..records import Record, frozen_array
-from ..solver import Recombination, SizeCurve, recombine, size_curve
+from ..solver import Recombination, SizeCurve, recombine, size_curves
 from .joint import JointProblem
 from .measure import Quality, measure
 from .multiples import allowed_counts, searched_counts, width_steps
@@ -145,17 +144,15 @@ class Searcher:
         self.tick("solving layers")
         limit = self.remaining()
         groups, counts = self.graph.groups, self.graph.costs.counts(kept)
-        jobs = (
-            joblib.delayed(size_curve)(
-                surrogate, None if step == 1 else searched_counts(sizes, count),
-                min_keep=min(self.min_keep, group.size), keep=self.pinned[group.units],
-                remove=~kept[group.units], max_nodes=max_nodes, seed=self.seed, time_limit=limit,
-            )
-            for surrogate, group, sizes, count, step in zip(
-                surrogates, groups, self.allowed, counts, self.steps, strict=True
-            )
+        searched = [
+            None if step == 1 else searched_counts(sizes, count)
+            for sizes, count, step in zip(self.allowed, counts, self.steps, strict=True)
+        ]
+        curves = size_curves(
+            surrogates, searched, min_keep=[min(self.min_keep, group.size) for group in groups],
+            keep=[self.pinned[group.units] for group in groups], remove=[~kept[group.units] for group in groups],
+            max_nodes=max_nodes, n_jobs=self.n_jobs, seed=self.seed, time_limit=limit,
         )
-        curves = list(joblib.Parallel(n_jobs=self.n_jobs)(jobs))
         if any(curve.termination == "interrupted" for curve in curves):
             raise KeyboardInterrupt
         return curves

@@ -11,7 +11,8 @@ import numpy as np
 from .certificate import Leaf
 from .certificate_bound import SHARE_GRAIN
 from .counting import add_counts
-from .linear import LinearMip, MipBuilder
+from .highs_program import highs_program
+from .linear import MipBuilder
 from .problem import Problem
 
 __all__ = ["LeafProgram", "LeafSolution"]
@@ -97,7 +98,7 @@ class LeafProgram:
                 np.append(self.kept, slack), np.append(np.where(mask, -1.0, 1.0), 1.0), lower=1.0 - mask.sum()
             )
         self.mip = builder.build()
-        self.highs = _start(self.mip)
+        self.highs = highs_program(self.mip)
         self.tangents: list[tuple[int, int]] = []
         self.points: list[np.ndarray] = []
 
@@ -177,17 +178,3 @@ def _shares(tangents: np.ndarray, weights: np.ndarray, n_terms: int) -> tuple[np
         np.add.at(grains, best, 1.0 / SHARE_GRAIN - np.bincount(term, weights=grains, minlength=n_terms))
     use = grains > 0
     return point[use], term[use], grains[use] * SHARE_GRAIN
-
-
-def _start(mip: LinearMip) -> highspy.Highs:
-    highs = highspy.Highs()  # type: ignore[no-untyped-call]
-    highs.setOptionValue("output_flag", False)
-    highs.setOptionValue("threads", 1)
-    lp = highspy.HighsLp()
-    lp.num_col_, lp.num_row_ = mip.n_columns, mip.n_rows
-    lp.col_cost_, lp.col_lower_, lp.col_upper_ = mip.c, mip.lower, mip.upper
-    lp.row_lower_, lp.row_upper_ = mip.row_lower, mip.row_upper
-    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = mip.indptr, mip.indices, mip.values
-    highs.passModel(lp)
-    return highs

@@ -186,23 +186,25 @@ def size_curve(
 
 
 def size_curves(
-    surrogates: Sequence[Surrogate], *, min_keep: int | Sequence[int] = 0,
-    keep: Sequence[np.ndarray | None] | None = None, remove: Sequence[np.ndarray | None] | None = None,
-    n_jobs: int | None = 1, time_limit: float | None = None, max_nodes: int | None = 16, seed: int = 0,
+    surrogates: Sequence[Surrogate], sizes: Sequence[Sequence[int] | np.ndarray | None] | None = None, *,
+    min_keep: int | Sequence[int] = 0, keep: Sequence[np.ndarray | None] | None = None,
+    remove: Sequence[np.ndarray | None] | None = None, n_jobs: int | None = 1, time_limit: float | None = None,
+    max_nodes: int | None = 16, seed: int = 0,
 ) -> list[SizeCurve]:
     """:func:`size_curve` of every layer, ``n_jobs`` layers at a time; the curves don't depend on ``n_jobs``.
 
     Runs on joblib, so under ``joblib.parallel_config(backend="dask")`` or ``"ray"`` on a cluster that is there.
-    ``min_keep`` is one number for all layers or one per layer, ``keep`` and ``remove`` one entry per layer, and
-    ``time_limit`` holds for each layer.  After Ctrl-C the layers that were not reached get the masks and bounds of a
-    search without time.
+    ``min_keep`` is one number for all layers or one per layer, ``sizes``, ``keep`` and ``remove`` have an entry per
+    layer, and ``time_limit`` holds for each layer.  After Ctrl-C the layers that were not reached get the masks and
+    bounds of a search without time.
     """
     none = [None] * len(surrogates)
-    pins = list(zip(np.broadcast_to(np.asarray(min_keep), (len(surrogates),)).tolist(), keep or none, remove or none))
+    lows = np.broadcast_to(np.asarray(min_keep), (len(surrogates),)).tolist()
+    settings = list(zip(sizes or none, lows, keep or none, remove or none, strict=True))
     search = functools.partial(size_curve, max_nodes=max_nodes, seed=seed)
     jobs = [
-        joblib.delayed(search)(surrogate, min_keep=low, keep=stay, remove=go, time_limit=time_limit)
-        for surrogate, (low, stay, go) in zip(surrogates, pins, strict=True)
+        joblib.delayed(search)(surrogate, counts, min_keep=low, keep=stay, remove=go, time_limit=time_limit)
+        for surrogate, (counts, low, stay, go) in zip(surrogates, settings, strict=True)
     ]
     curves: list[SizeCurve] = []
     try:
@@ -212,8 +214,8 @@ def size_curves(
                 break
     except KeyboardInterrupt:
         pass
-    for surrogate, (low, stay, go) in zip(surrogates[len(curves) :], pins[len(curves) :]):
-        quick = search(surrogate, min_keep=low, keep=stay, remove=go, time_limit=0.0)
+    for surrogate, (counts, low, stay, go) in zip(surrogates[len(curves) :], settings[len(curves) :]):
+        quick = search(surrogate, counts, min_keep=low, keep=stay, remove=go, time_limit=0.0)
         curves.append(dataclasses.replace(quick, termination="interrupted"))
     return curves
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .anneal import anneal
 from .cardinality_search import exchange, kick
 from .oracles import Oracle
 
@@ -17,6 +18,8 @@ WINDOW, WIDEST = 400, 1200
 SHORTLIST = 48
 #: Kicks without success before giving up.
 PATIENCE = 100
+#: Exchanges that annealing judges per unit of the window: measured on 1,200, ten times as many gain 0.2 units of 1,252.
+PROPOSALS_PER_UNIT = 16_000
 
 
 class LocalSearch:
@@ -47,6 +50,20 @@ class LocalSearch:
         """One descent from a ``point``, rounded."""
         oracle, mask, offer = self._window(point, size)
         offer(self._descend(oracle, mask, lambda: True)[0])
+
+    def anneal(self, point: np.ndarray, size: int, goes_on: Callable[[], bool]) -> None:
+        """Annealing on the quadratic model around a relaxation's ``point``, then a descent on ``f`` itself.
+
+        The model is made at the fractional point: there every unit that may change sides is half-way, so it serves
+        both sides, where a model around a mask is good near that mask alone.
+        """
+        oracle, mask, offer = self._window(point, size)
+        fractions = self._inside(point, size)
+        gradient, curvature = oracle.value_and_gradient(fractions)[1], oracle.curvature(fractions)
+        proposals = PROPOSALS_PER_UNIT * len(mask)
+        mask = anneal(gradient - curvature @ fractions, curvature, mask, proposals, self.rng, goes_on)
+        offer(mask)
+        offer(self._descend(oracle, mask, goes_on)[0])
 
     def _window(self, point: np.ndarray, size: int) -> tuple[Oracle, np.ndarray, Callable[[np.ndarray], None]]:
         """The units near to changing sides: ``f`` of them, where they stand after rounding, and how to offer them."""

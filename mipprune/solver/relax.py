@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import SolverError
 from .cuts import Cuts, tangents
 from .formulate import Formulation
-from .linear import LinearMip
+from .highs_program import highs_program
 from .search import Search
 
 __all__ = ["Relaxation", "relax"]
@@ -130,10 +130,7 @@ class _Program:
         self.cuts = Cuts.none(formulation)
         self.slack_for = np.zeros(0, dtype=np.int64)
         self.infeasible = False
-        self.highs = highspy.Highs()  # type: ignore[no-untyped-call]
-        self.highs.setOptionValue("output_flag", False)
-        self.highs.setOptionValue("threads", 1)
-        self.highs.passModel(_lp(formulation.mip))
+        self.highs = highs_program(formulation.mip)
 
     def solve(self, time_limit: float | None) -> tuple[np.ndarray, float] | None:
         """Solution and objective, or ``None``: infeasible (see :attr:`infeasible`) or out of time."""
@@ -178,14 +175,3 @@ class _Program:
     def tight(self, x: np.ndarray) -> Cuts:
         """The cuts without slack at ``x``."""
         return self.cuts[self.cuts.violation(self.formulation, x) >= -1e-3]
-
-
-def _lp(mip: LinearMip) -> highspy.HighsLp:
-    """The MIP for HiGHS, its integrality left out."""
-    lp = highspy.HighsLp()
-    lp.num_col_, lp.num_row_ = mip.n_columns, mip.n_rows
-    lp.col_cost_, lp.col_lower_, lp.col_upper_ = mip.c, mip.lower, mip.upper
-    lp.row_lower_, lp.row_upper_ = mip.row_lower, mip.row_upper
-    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = mip.indptr, mip.indices, mip.values
-    return lp
