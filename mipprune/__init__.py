@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from .costs import BilinearCost, CostModel
     from .curvature import expand_gates, fit_linear_head
+    from .distributed import TorchCommunicator
     from .errors import MipPruneError
     from .estimate import (
         CutResolved,
@@ -61,6 +62,7 @@ _HOMES = {
     "surgery": "", "repair": "", "latency": "", "relu": "", "study": "", "surrogates": "", "testing": "", "train": "",
     "BilinearCost": "costs", "CostModel": "costs",
     "MipPruneError": "errors",
+    "TorchCommunicator": "distributed",
     "UnitGraph": "graph", "trace": "graph",
     "Game": "game", "LayerGame": "game", "TableGame": "game",
     "CutResolved": "estimate", "banzhaf": "estimate", "interactions": "estimate", "leave_one_out": "estimate",
@@ -118,6 +120,7 @@ __all__ = [
     "semivalue",
     "shapley",
     "shapley_pruning_ranks",
+    "TorchCommunicator",
     "expand_gates",
     "fit_linear_head",
     "LatencyTable",

@@ -27,6 +27,7 @@ ROWS = (
     ("graph", "datasets"),
     ("game",),
     ("estimate", "curvature", "bounds"),
+    ("distributed",),
     ("surrogates",),
     ("solver",),
     ("surgery", "repair", "relu"),

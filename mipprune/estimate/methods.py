@@ -12,6 +12,7 @@ from ..errors import ConfigError, DataError
 from ..game.base import Game
 from .blocks import SampleSums, mean_and_stderr
 from .checkpoint import Checkpoint
+from .communicator import Communicator, shared
 from .density import Density
 from .designs import PermutationDesign, ToggleDesign
 from .proxy import AdjustedSource, ResidualGame, draw_pilot, fit_proxy, pilot_size
@@ -50,6 +51,7 @@ class Settings:
     checkpoint: str | os.PathLike[str] | None
     batch_size: int
     progress: bool
+    communicator: Communicator | None = None
 
     def check(self, game: Game) -> None:
         """Refuse options that don't go together, or not with this game."""
@@ -60,6 +62,9 @@ class Settings:
             )
         if self.stop is not None:
             self.stop.check_players(game.n_players)
+        for name, given in (("checkpoint", self.checkpoint), ("time_limit", self.time_limit)):
+            if self.communicator is not None and given is not None:
+                raise ConfigError(f"{name}= is for one process: with communicator= give n_evals or a stop rule")
         if not self.keep_samples:
             return
         if per_sample(game) is None:
@@ -95,8 +100,9 @@ def run_sampled(evaluator: Evaluator, index: str, density: Density, settings: Se
             "keep_samples": settings.keep_samples, "pilot": source.fixed, "players": list(game.player_names),
         }
         checkpoint = Checkpoint(settings.checkpoint, facts, (value_full, value_empty))
+    drawn = source if settings.communicator is None else shared(source, settings.communicator)
     state, termination = gather(
-        source, n_replicates, evaluator.batch_size, stop=settings.stop, checkpoint=checkpoint
+        drawn, n_replicates, evaluator.batch_size, stop=settings.stop, checkpoint=checkpoint
     )
     means, sizes = source.finish(state)
     values, stderr = mean_and_stderr(means, sizes)

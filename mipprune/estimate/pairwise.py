@@ -7,6 +7,7 @@ import numpy as np
 from ..errors import BudgetError, ConfigError, DataError
 from ..game.base import Game
 from .blocks import mean_and_stderr
+from .communicator import Communicator, shared
 from .density import FAITHFUL, SHAPLEY, Density
 from .designs import ToggleDesign
 from .exact import check_exact_size, second_differences, tabulate
@@ -24,7 +25,7 @@ DEFAULT_MASKS = 64
 def interactions(
     game: Game, *, index: str | None = None, p: float | None = None, method: str = "auto", n_evals: int | None = None,
     seed: int = 0, antithetic: bool = True, time_limit: float | None = None, batch_size: int = BATCH_SIZE,
-    progress: bool = False,
+    progress: bool = False, communicator: Communicator | None = None,
 ) -> Interactions:
     """Interaction of every pair: the mean of ``v(S+i+j) - v(S+i) - v(S+j) + v(S)`` over coalitions S of the others.
 
@@ -42,7 +43,7 @@ def interactions(
             when 2^n fits ``n_evals`` (n <= 14 if None), otherwise sample_sampled where the game can, or sampled.
         n_evals: budget in coalition evaluations, never exceeded.  None: 64 masks, or until ``time_limit``.  A sampled
             replicate's coalitions take n^3 bytes (half of that if not antithetic), a sample-wise one O(n^2).
-        seed, antithetic, time_limit, batch_size, progress: as in :func:`~mipprune.estimate.shapley`.
+        seed, antithetic, time_limit, batch_size, progress, communicator: as in :func:`~mipprune.estimate.shapley`.
 
     Raises:
         BudgetError, ConfigError, DataError: as :func:`~mipprune.estimate.shapley`.
@@ -54,6 +55,8 @@ def interactions(
             "method='sample_sampled' needs a SampleGame, whose value is a mean over samples (no callable of all "
             "outputs); method='sampled' works with coalitions that all samples share"
         )
+    if communicator is not None and time_limit is not None:
+        raise ConfigError("time_limit= is for one process: with communicator= give n_evals")
     n, clock = game.n_players, Clock(time_limit)
     with Evaluator(game, batch_size, clock, progress) as evaluator:
         if method == "exact" or (method == "auto" and picks_exact(n, n_evals)):
@@ -70,7 +73,7 @@ def interactions(
                 if method == "exact":
                     raise OutOfTimeError(f"{error} before all values were known; use method='sampled'") from None
         samplewise = method == "sample_sampled" or (method == "auto" and per_sample(game) is not None)
-        return _sampled(evaluator, name, density, n_evals, int(seed), antithetic, samplewise)
+        return _sampled(evaluator, name, density, n_evals, int(seed), antithetic, samplewise, communicator)
 
 
 def _law(index: str, p: float | None) -> tuple[str, Density]:
@@ -86,7 +89,7 @@ def _law(index: str, p: float | None) -> tuple[str, Density]:
 
 def _sampled(
     evaluator: Evaluator, name: str, density: Density, n_evals: int | None, seed: int, antithetic: bool,
-    samplewise: bool,
+    samplewise: bool, communicator: Communicator | None,
 ) -> Interactions:
     game, clock = evaluator.game, evaluator.clock
     n = game.n_players
@@ -102,7 +105,8 @@ def _sampled(
         hint = f" ({source.cost} with antithetic=False)" if antithetic else ""
         n_replicates = replicates_for(budget, 0, source, f"all pairs of {n} players at once", hint)
     evaluator.announce(None if n_replicates is None else n_replicates * source.cost)
-    state, termination = gather(source, n_replicates, evaluator.batch_size)
+    sharing = source if communicator is None else shared(source, communicator)
+    state, termination = gather(sharing, n_replicates, evaluator.batch_size)
     means, sizes = source.finish(state)
     values, stderr = mean_and_stderr(means, sizes)
     return Interactions(

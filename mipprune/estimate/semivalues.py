@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import BudgetError, ConfigError, DataError
 from ..game.base import Game, TableGame
+from .communicator import Communicator
 from .density import SHAPLEY, Density
 from .exact import EXACT_PLAYERS, check_exact_size, first_differences, tabulate
 from .methods import INDEX_METHODS, Settings, run_sampled
@@ -25,6 +26,7 @@ def shapley(
     game: Game, *, method: str = "auto", n_evals: int | None = None, seed: int = 0, antithetic: bool = True,
     time_limit: float | None = None, stop: CutResolved | None = None, keep_samples: bool = False,
     checkpoint: str | os.PathLike[str] | None = None, batch_size: int = BATCH_SIZE, progress: bool = False,
+    communicator: Communicator | None = None,
 ) -> Estimate:
     """Shapley values: the mean marginal contribution over all orders of the players.
 
@@ -57,6 +59,9 @@ def shapley(
             gives the same bits as an undisturbed one; a larger ``n_evals`` adds to what is there.
         batch_size: coalitions per call of the game.
         progress: show a progress bar.
+        communicator: share the sampling among several processes (:class:`mipprune.TorchCommunicator` under torchrun).
+            All of them call with the same arguments and get the same result, that of one process; the exact method
+            isn't shared.  Not with ``checkpoint`` or ``time_limit``.
 
     Raises:
         BudgetError: too many players for exact, too small a budget, or a time limit too short for two replicates.
@@ -65,7 +70,8 @@ def shapley(
             game's value is no mean over samples; a checkpoint of another game or other settings.
     """
     return _estimate(game, "shapley", SHAPLEY, Settings(
-        method, n_evals, seed, antithetic, time_limit, stop, keep_samples, checkpoint, batch_size, progress
+        method, n_evals, seed, antithetic, time_limit, stop, keep_samples, checkpoint, batch_size, progress,
+        communicator,
     ))
 
 
@@ -73,13 +79,15 @@ def banzhaf(
     game: Game, *, method: str = "auto", n_evals: int | None = None, seed: int = 0, antithetic: bool = True,
     time_limit: float | None = None, stop: CutResolved | None = None, keep_samples: bool = False,
     checkpoint: str | os.PathLike[str] | None = None, batch_size: int = BATCH_SIZE, progress: bool = False,
+    communicator: Communicator | None = None,
 ) -> Estimate:
     """Banzhaf values: the mean marginal contribution over all coalitions, the semivalue with p = 1/2.
 
     Methods, arguments and errors as :func:`semivalue`.
     """
     return _estimate(game, "banzhaf", Density(0.5), Settings(
-        method, n_evals, seed, antithetic, time_limit, stop, keep_samples, checkpoint, batch_size, progress
+        method, n_evals, seed, antithetic, time_limit, stop, keep_samples, checkpoint, batch_size, progress,
+        communicator,
     ))
 
 
@@ -87,7 +95,7 @@ def semivalue(
     game: Game, *, p: float | None = None, n_keep: int | None = None, method: str = "auto", n_evals: int | None = None,
     seed: int = 0, antithetic: bool = True, time_limit: float | None = None, stop: CutResolved | None = None,
     keep_samples: bool = False, checkpoint: str | os.PathLike[str] | None = None, batch_size: int = BATCH_SIZE,
-    progress: bool = False,
+    progress: bool = False, communicator: Communicator | None = None,
 ) -> Estimate:
     """p-binomial semivalues (2311.10468): the mean marginal contribution where each other player is in with chance p.
 
@@ -116,7 +124,8 @@ def semivalue(
         p = n_keep / max(game.n_players, 1)
     density = Density(p)
     settings = Settings(
-        method, n_evals, seed, antithetic, time_limit, stop, keep_samples, checkpoint, batch_size, progress
+        method, n_evals, seed, antithetic, time_limit, stop, keep_samples, checkpoint, batch_size, progress,
+        communicator,
     )
     if p in (0.0, 1.0) and method in ("auto", "exact"):
         check_arguments(game, method, ("exact",), n_evals, seed)
