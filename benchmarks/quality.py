@@ -3,7 +3,7 @@
     python benchmarks/quality.py [--quick] [--json FILE] [--seeds N] [--peer-seeds N] [--peers FILE]
         [--models cnn,...] [--budgets 0.5]
 
-Networks, data and training are those of bar.py.  Scores and repairs use the training split, choices between repaired
+Networks, data and training are those of bar.py and, with --models lenet,perceptron, of bar_mnist.py.  Scores and repairs use the training split, choices between repaired
 networks the calibration split, accuracy is that of the 540 test images, which nothing else sees.
 
 Stages: "one-shot" (as cut), "bn" (batch-norm recalibrated), "refit" (refit and convex head), "lm" (second-order repair
@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import bar
+import bar_mnist
 import numpy as np
 import peers
 import torch
@@ -114,10 +115,12 @@ def main() -> None:
     budgets = (0.5, 0.1) if arguments.quick else tuple(float(b) for b in arguments.budgets.split(","))
     kinds = ("l2", "taylor") if arguments.quick else peers.KINDS
     found: dict[tuple[str, float, str, str], list[tuple[float, float, float]]] = {}
-    data = bar.digits()
+    digits = bar.digits()
     for seed in range(seeds):
         for name in arguments.models.split(","):
-            model, seconds = bar.trained(name, data, seed)
+            larger = name in bar_mnist.NETWORKS
+            data = bar_mnist.mnist() if larger else digits
+            model, seconds = (bar_mnist if larger else bar).trained(name, data, seed)
             dense = (bar.accuracy(model, data.test), 1.0, seconds)
             found.setdefault((name, 1.0, "dense", "one-shot"), []).append(dense)
             graph = mp.trace(model, data.train[0][:1])
