@@ -1,22 +1,20 @@
 """Accuracy after pruning at equal multiply-adds: mipprune beside Torch-Pruning, random and magnitude.
 
-    python benchmarks/quality.py [--quick] [--json FILE] [--seeds N] [--peer-seeds N] [--models cnn,...] [--budgets 0.5]
+    python benchmarks/quality.py [--quick] [--json FILE] [--seeds N] [--peer-seeds N] [--peers FILE]
+        [--models cnn,...] [--budgets 0.5]
 
-Networks, data and training are those of bar.py.  Scores and repairs use the training split, choices between repaired
+Networks, data and training are those of bar.py and, with --models lenet,perceptron, of bar_mnist.py.  Scores and repairs use the training split, choices between repaired
 networks the calibration split, accuracy is that of the 540 test images, which nothing else sees.
 
 Stages: "one-shot" (as cut), "bn" (batch-norm recalibrated), "refit" (refit and convex head), "lm" (second-order repair
 after that, of the transformer), "finetune" (five epochs of AdamW after the last of these).  Methods: "mipprune" is
 ``mp.prune`` as it comes; "mipprune selection" the network that it chooses and leaves as cut for repair=(); "random" and
-"magnitude" get the same repairs; "torch-pruning KIND SCOPE" is cut by its own package, so it gets fresh batch-norm and
-fine-tuning, but no refit.  It takes channel ratios, so its budget is met by small steps until the multiply-adds are at
-or under it.
+"magnitude" get the same repairs; for "torch-pruning ..." see peers.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import datetime
 import importlib.metadata
 import json
@@ -27,9 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import bar
+import bar_mnist
 import numpy as np
+import peers
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import mipprune as mp
@@ -40,8 +39,6 @@ from mipprune.pruning.repairing import Repairer
 from mipprune.train import fine_tune
 
 BUDGETS = (0.5, 0.2, 0.1, 0.05)
-STEPS = 25
-CRITERIA = ("random", "l1", "l2", "lamp", "bnscale", "taylor", "hessian")
 
 #: (method, stage, accuracy in %, share of multiply-adds, CPU seconds)
 Result = tuple[str, str, float, float, float]
@@ -99,83 +96,13 @@ def simple(model: nn.Module, graph: UnitGraph, data: bar.Data, budget: float, se
         yield from staged(method, model, graph, kept, data, graph.macs(kept) / graph.macs(), 0.0, tune=False, lm=False)
 
 
-def torch_pruning(
-    model: nn.Module, data: bar.Data, budget: float, seed: int, kinds: tuple[str, ...]
-) -> Iterator[Result]:
-    """Every criterion of Torch-Pruning that runs, locally and globally."""
-    dense = bar.macs(model, data.train[0])
-    for kind in kinds:
-        for scope in ("local", "global"):
-            begin = time.process_time()
-            try:
-                small = _torch_pruned(model, data, budget, kind, scope == "global", seed)
-            except Exception as error:  # a criterion that this network has no use for
-                warnings.warn(f"torch-pruning {kind} {scope}: {error}", stacklevel=1)
-                continue
-            method, ratio = f"torch-pruning {kind} {scope}", bar.macs(small, data.train[0]) / dense
-            seconds = time.process_time() - begin
-            yield method, "one-shot", bar.accuracy(small, data.test), ratio, seconds
-            if mp.recalibrate_batch_norm(small, _labelled(data.train)):
-                yield method, "bn", bar.accuracy(small, data.test), ratio, seconds
-            bar.fit(small, data.train, 5, seed)
-            yield method, "finetune", bar.accuracy(small, data.test), ratio, seconds
-
-
-def _labelled(part: bar.Part) -> mp.game.LabelledData:
-    return mp.game.LabelledData((part[0],), part[1])
-
-
-def _torch_pruned(model: nn.Module, data: bar.Data, budget: float, kind: str, whole: bool, seed: int) -> nn.Module:
-    import torch_pruning as tp
-
-    torch.manual_seed(seed)
-    small = copy.deepcopy(model)
-    importance = {
-        "random": tp.importance.RandomImportance,
-        "l1": lambda: tp.importance.MagnitudeImportance(p=1, group_reduction="mean"),
-        "l2": lambda: tp.importance.MagnitudeImportance(p=2, group_reduction="mean"),
-        "lamp": lambda: tp.importance.LAMPImportance(p=2),
-        "bnscale": tp.importance.BNScaleImportance,
-        "taylor": tp.importance.TaylorImportance,
-        "hessian": tp.importance.HessianImportance,
-    }[kind]()
-    last = next(m for name, m in small.named_children() if name in ("f2", "fc", "head"))
-    attention = [m for m in small.modules() if isinstance(m, bar.Attention)]
-    pruner = tp.pruner.BasePruner(
-        small, data.train[0][:2], importance=importance, global_pruning=whole, pruning_ratio=0.95,
-        max_pruning_ratio=0.95, iterative_steps=STEPS, ignored_layers=[last],
-        num_heads={m.qkv: m.num_heads for m in attention},
-        unwrapped_parameters=[(small.pos, 2)] if hasattr(small, "pos") else None,
-    )
-    limit = budget * bar.macs(small, data.train[0])
-    x, y = data.train
-    for _ in range(STEPS):
-        if kind == "taylor":
-            small.zero_grad()
-            F.cross_entropy(small(x), y).backward()
-        elif kind == "hessian":
-            small.zero_grad()
-            importance.zero_grad()
-            for loss in F.cross_entropy(small(x[:64]), y[:64], reduction="none"):
-                small.zero_grad()
-                loss.backward(retain_graph=True)
-                importance.accumulate_grad(small)
-        pruner.step()
-        for m in attention:
-            m.num_heads = pruner.num_heads[m.qkv]
-            m.head_dim = m.qkv.out_features // (3 * m.num_heads)
-        if bar.macs(small, x) <= limit:
-            break
-    small.zero_grad()
-    return small.eval()
-
-
 def main() -> None:
     """Measure, print, and write the JSON after every network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, two budgets, two criteria")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--peer-seeds", type=int, default=None, help="seeds for Torch-Pruning; all by default")
+    parser.add_argument("--peers", type=Path, help="file of peers.py's rows: read, and added to")
     parser.add_argument("--models", default="cnn,resnet,transformer")
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--no-lm", action="store_true", help="leave the second-order repair out")
@@ -184,25 +111,30 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     seeds = 1 if arguments.quick else arguments.seeds
-    peers = seeds if arguments.peer_seeds is None else arguments.peer_seeds
+    peer_seeds = seeds if arguments.peer_seeds is None else arguments.peer_seeds
     budgets = (0.5, 0.1) if arguments.quick else tuple(float(b) for b in arguments.budgets.split(","))
-    kinds = ("l2", "taylor") if arguments.quick else CRITERIA
+    kinds = ("l2", "taylor") if arguments.quick else peers.KINDS
     found: dict[tuple[str, float, str, str], list[tuple[float, float, float]]] = {}
-    data = bar.digits()
+    digits = bar.digits()
     for seed in range(seeds):
         for name in arguments.models.split(","):
-            model, seconds = bar.trained(name, data, seed)
+            larger = name in bar_mnist.NETWORKS
+            data = bar_mnist.mnist() if larger else digits
+            model, seconds = (bar_mnist if larger else bar).trained(name, data, seed)
             dense = (bar.accuracy(model, data.test), 1.0, seconds)
             found.setdefault((name, 1.0, "dense", "one-shot"), []).append(dense)
             graph = mp.trace(model, data.train[0][:1])
             for budget in budgets:
                 results = [ours(model, graph, data, budget, not arguments.no_lm),
                            simple(model, graph, data, budget, seed)]
-                if seed < peers:
-                    results.append(torch_pruning(model, data, budget, seed, kinds))
                 for part in results:
                     for method, stage, accuracy, ratio, cpu in part:
                         found.setdefault((name, budget, method, stage), []).append((accuracy, ratio, cpu))
+            if seed < peer_seeds:
+                for row in peers.compare(name, model, data, seed, kinds, budgets, arguments.peers):
+                    if row["stage"] != "finetune-low":
+                        key = name, row["budget"], row["method"], row["stage"]
+                        found.setdefault(key, []).append((row["accuracy"], row["macs_ratio"], row["cpu_seconds"]))
             _write(arguments.json, found)
             _show(found, name, seed)
     _write(arguments.json, found)

@@ -33,7 +33,8 @@ def clopper_pearson_upper(events: int, trials: int, confidence: float) -> float:
 class AccuracyCertificate(Record):
     """Bounds for new inputs from the distribution of the held-out data, each at ``confidence`` by itself.
 
-    They hold if nothing about the pruned network was chosen on these data; independent samples are all they assume.
+    They hold if nothing about the pruned network was chosen on these data (but see :meth:`of_ladder`); independent
+    samples are all they assume.
 
     Attributes:
         n_samples: held-out samples.
@@ -56,6 +57,19 @@ class AccuracyCertificate(Record):
             self, confidence=confidence,
             disagreement_bound=clopper_pearson_upper(self.disagreements, self.n_samples, confidence),
             drop_bound=clopper_pearson_upper(self.lost, self.n_samples, confidence),
+        )
+
+    def of_ladder(self, drop: float, looks: int) -> AccuracyCertificate:
+        """What is left of the bounds when these data decided which of ``looks`` networks this is.
+
+        Tests in a fixed order up to the first failure prove that the accuracy falls by at most ``drop``, the limit
+        that was tested, and nothing below it: the count of the network at which they ended is selected.  No test was
+        about disagreement, so its bound is made to hold for all ``looks`` networks at once (union bound).
+        """
+        each = 1 - (1 - self.confidence) / looks
+        return dataclasses.replace(
+            self, drop_bound=drop,
+            disagreement_bound=clopper_pearson_upper(self.disagreements, self.n_samples, each),
         )
 
     def __str__(self) -> str:

@@ -33,13 +33,17 @@ def climb_down(
     that breaks the tolerance can only be returned if the first such network on the ladder passes its test, which
     happens with probability at most 1 - confidence: the sequence needs no correction for the number of tests
     (fixed-sequence procedure, Maurer, Hothorn and Lehmacher 1995).  This needs each rung's network to be independent of
-    the data that certify: they are the held-out data, which :func:`~mipprune.prune` never selects on.
+    the data that certify: they are the held-out data, which :func:`~mipprune.prune` never selects on.  The networks
+    may depend on one another in any way.  What the sequence proves is the tolerance itself; the bound computed from
+    the returned network's own count could be lower, but that network was singled out by these counts, so the
+    certificate states the tolerance (:meth:`~mipprune.pruning.certificate.AccuracyCertificate.of_ladder`).
 
     Raises:
         InfeasibleError: the first rung fails already; ``nearest`` is the drop that it does certify.
     """
     passed: PruneResult | None = None
-    for budget in rungs(minimize):
+    ladder = tuple(rungs(minimize))
+    for budget in ladder:
         try:
             result = prune(budget)
         except InfeasibleError:
@@ -56,9 +60,9 @@ def climb_down(
             break
         task = (f"fewest {minimize} with accuracy down by at most {tolerance.drop:.2%}, "
                 f"{tolerance.confidence:.0%} confidence")
-        passed = dataclasses.replace(
-            result, report=dataclasses.replace(result.report, task=task, certificate=certificate)
-        )
+        certificate = certificate.of_ladder(tolerance.drop, len(ladder))
+        report = dataclasses.replace(result.report, task=task, certificate=certificate)
+        passed = dataclasses.replace(result, report=report)
         if result.solution.termination in ("interrupted", "time_limit"):
             break
     if passed is None:
