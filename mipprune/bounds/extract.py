@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -15,7 +16,8 @@ from ..errors import TraceError
 from ..graph import Program, UnitGraph
 from ..graph.capture import int_at, is_integer_node, shape_at
 from ..graph.describe import describe
-from .network import Affine, Gate, MaxPool, Node, PiecewiseLinear, Relu
+from .fold import folded
+from .network import Affine, Gate, Layer, MaxPool, Node, PiecewiseLinear, Relu
 from .simplify import affine, simplified
 
 __all__ = ["piecewise_linear"]
@@ -34,18 +36,23 @@ _CONTRACTIONS = {"linear", "conv1d", "conv2d", "conv3d"}
 _CHUNK = 256
 
 
-def piecewise_linear(graph: UnitGraph) -> PiecewiseLinear:
+def piecewise_linear(graph: UnitGraph, joined: bool = True) -> PiecewiseLinear:
     """The traced network as affine maps, ReLUs, max poolings and gates, in float64.
 
     Any composition of linear layers, convolutions, batch-norm, average and max pooling, ReLU, residual sums,
     concatenations and operations that move elements.  An affine operation is applied to a basis: one forward pass of
     it per entry of its input, whatever its kind; meant for networks of up to some ten thousand activations.
 
+    Args:
+        joined: neighbouring affine maps become one and gates move to where the units are made.  Otherwise only
+            batch-norms are folded, gates stay in front of what reads them, and layers know their weights
+            (:class:`~mipprune.bounds.network.Layer`).
+
     Raises:
         TraceError: an operation that is neither affine nor ReLU nor max pooling (named with its module and source
             line), or a network with several inputs.
     """
-    return _Extraction(graph.program).run()
+    return _Extraction(graph.program).run(joined)
 
 
 class _Extraction:
@@ -63,7 +70,7 @@ class _Extraction:
         self.shape_of = {program.captured.inputs[0]: shape_at(program.captured.input_shapes[0], 1)[1:]}
         self.gates: dict[tuple[int, bytes], int] = {}
 
-    def run(self) -> PiecewiseLinear:
+    def run(self, joined: bool) -> PiecewiseLinear:
         wanted = self.program._needed(self.program.captured.nodes, {self.program.captured.output.name})
         for node in wanted:
             if not is_integer_node(node) and any(a.name in self.value_of for a in node.all_input_nodes):
@@ -74,7 +81,8 @@ class _Extraction:
         output = self.value_of[self.program.captured.output.name]
         size = self.sizes[output]  # the output has to be the last value, and affine
         self._add(Affine((output,), (sp.eye_array(size, format="csr"),), np.zeros(size)))
-        return simplified(PiecewiseLinear(self.sizes[0], self.program.n_units, tuple(self.nodes)))
+        network = PiecewiseLinear(self.sizes[0], self.program.n_units, tuple(self.nodes))
+        return simplified(network) if joined else folded(network)
 
     def _add(self, node: Node) -> int:
         self.nodes.append(node)
@@ -137,7 +145,40 @@ class _Extraction:
                 rows = self._call(node, batch, stop - start, drop_bias=exact) - (0.0 if exact else bias)
                 columns.append(sp.csc_array(rows.T))
             matrices.append(sp.csr_array(sp.hstack(columns)))
-        return affine(list(zip(sources.values(), matrices)), bias)
+        found = affine(list(zip(sources.values(), matrices)), bias)
+        layer = self._layer(node, found) if exact and len(sources) == 1 else None
+        return dataclasses.replace(found, layer=layer)
+
+    def _layer(self, node: fx.Node, found: Affine) -> Layer | None:
+        """Which weight every entry of a contraction's matrix is: the same operation on the weights' numbers."""
+        weight = node.args[1]
+        if not isinstance(weight, fx.Node) or weight.name not in self.program.captured.tensors:
+            return None
+        dense = self.tensors[weight.name]
+        numbers = torch.arange(1, dense.numel() + 1, dtype=torch.float64).reshape(dense.shape)
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        shape = self.shape_of[source.name]
+        size, columns = math.prod(shape), []
+        for start in range(0, size, _CHUNK):
+            stop = min(start + _CHUNK, size)
+            basis = torch.zeros(stop - start, size, dtype=torch.float64)
+            basis[torch.arange(stop - start), torch.arange(start, stop)] = 1.0
+            rows = self._call(node, {source.name: basis.reshape(stop - start, *shape), weight.name: numbers},
+                              stop - start, drop_bias=True)
+            columns.append(sp.csc_array(np.rint(rows).astype(np.int64).T))
+        index = sp.csr_array(sp.hstack(columns))
+        index.sort_indices()
+        geometry = None
+        if _name(node) != "linear":
+            spatial = dense.ndim - 2
+            dilation = _times(_argument(node, 5, "dilation", 1), spatial)
+            padding = _argument(node, 4, "padding", 0)
+            if isinstance(padding, str):  # "same": no more than the whole reach of the kernel on either side
+                padding = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, dense.shape[2:])]
+            geometry = shape[1:], _times(padding, spatial), dilation
+        name = self.program.captured.tensors[weight.name]
+        return Layer(name, tuple(dense.shape), index, np.ones(found.size), geometry)
 
     def _call(
         self, node: fx.Node, activations: dict[str, torch.Tensor], batch: int, drop_bias: bool = False
@@ -176,6 +217,15 @@ class _Extraction:
 def _name(node: fx.Node) -> str:
     """``linear`` for ``aten.linear.default``."""
     return str(node.target).removeprefix("aten.").partition(".")[0]
+
+
+def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
+def _times(value: Any, n: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return values * n if len(values) == 1 else values
 
 
 def _pool_arguments(node: fx.Node) -> dict[str, tuple[int, ...]]:

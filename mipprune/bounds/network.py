@@ -8,16 +8,48 @@ from typing import TypeAlias
 import numpy as np
 import scipy.sparse as sp
 
-__all__ = ["Affine", "Gate", "MaxPool", "Node", "PiecewiseLinear", "Relu"]
+__all__ = ["Affine", "Gate", "Layer", "MaxPool", "Node", "PiecewiseLinear", "Relu"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Where the entries of a linear layer's or a convolution's matrix come from.
+
+    ``matrix[i, j] = scale[i] * weight.ravel()[index[i, j] - 1]``; no weight stands twice in one row or one column.
+
+    Attributes:
+        name: the weight's name in the model.
+        shape: the weight's shape.
+        index: CSR array of the matrix's shape, number of the weight plus 1.
+        scale: float64 (size,), a batch-norm's factors, 1 without one.
+        convolution: (spatial shape of the source, padding, dilation), each one number per dimension; ``None`` for a
+            linear layer.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    index: sp.csr_array
+    scale: np.ndarray
+    convolution: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None = None
+
+    def matrix(self, weight: np.ndarray) -> sp.csr_array:
+        """The layer's matrix for another weight of the same shape."""
+        rows = np.repeat(np.arange(self.index.shape[0]), np.diff(self.index.indptr))
+        data = np.asarray(weight, dtype=np.float64).ravel()[self.index.data - 1] * self.scale[rows]
+        return sp.csr_array((data, self.index.indices, self.index.indptr), shape=self.index.shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Affine:
-    """``sum_j matrices[j] @ value[sources[j]] + bias``; matrices are scipy CSR arrays of shape (size, source size)."""
+    """``sum_j matrices[j] @ value[sources[j]] + bias``; matrices are scipy CSR arrays of shape (size, source size).
+
+    ``layer`` says where a single matrix comes from, if it is one layer's (only in ``piecewise_linear(joined=False)``).
+    """
 
     sources: tuple[int, ...]
     matrices: tuple[sp.csr_array, ...]
     bias: np.ndarray
+    layer: Layer | None = None
 
     @property
     def size(self) -> int:

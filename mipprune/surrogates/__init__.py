@@ -3,6 +3,7 @@
 from .additive import Additive
 from .base import Surrogate
 from .fit import FitError, fit_error
+from .gap import GapNorm, WorstRow
 from .head import LinearHead
 from .pairwise import Pairwise
 from .quadratic import Quadratic
@@ -12,10 +13,12 @@ __all__ = [
     "Additive",
     "BudgetedAdditive",
     "FitError",
+    "GapNorm",
     "LinearHead",
     "Pairwise",
     "Quadratic",
     "RobustAdditive",
     "Surrogate",
+    "WorstRow",
     "fit_error",
 ]
