@@ -8,6 +8,8 @@ digits alone, shorter limits).  Formulations:
 
 * ``head``: fewest units that keep the cross-entropy of a linear head within ``max_drop`` nats of the dense one.
 * ``gates``: least Gauss-Newton loss increase through the real rest of the network with a given number of units.
+* ``MACs``: least Gauss-Newton loss increase of all hidden layers together, within a share of the network's
+  multiply-adds, which are bilinear in neighbouring layers' kept counts.
 * ``margin rows`` (peer): fewest units that keep the head's prediction right on all but 2 % of the samples it has right;
   per sample one big-M row per wrong class and one binary, solved as a linear MIP.
 * ``linearised pairs`` (peer): ``gates`` with one column per product of two units, solved as a linear MIP.
@@ -81,6 +83,7 @@ def digits_rows() -> Iterator[Row]:
     yield peer_row(layer, "margin rows, 50 samples", margin_rows, 60.0, samples=50)
     yield peer_row(layer, "margin rows, 1000 samples", margin_rows, 60.0, samples=1000)
     yield peer_row(layer, "linearised pairs", linearised_pairs, 60.0, keep=64)
+    yield from macs_rows(layer, [0.5, 0.25], {"scip": 60.0})
     yield from network_rows(layer, 60.0)
 
 
@@ -92,6 +95,7 @@ def mnist_rows() -> Iterator[Row]:
         yield from head_rows(layer, [0.02], {"nlp": 60.0, "scip": 60.0})
         yield from gates_rows(layer, [units // 4], {"nlp": 30.0})
         yield from gates_rows(layer, [units // 2], {"nlp": 30.0, "scip": 30.0})
+        yield from macs_rows(layer, [0.5, 0.25], {"scip": 30.0})
 
 
 def feature_rows() -> Iterator[Row]:
@@ -118,6 +122,19 @@ def gates_rows(layer: Layer, sizes: list[int], limits: dict[str, float]) -> Iter
         base = baselines(layer, problem)
         for solver, limit in limits.items():
             yield {**solved(layer, problem, solver, limit, f"gates, {size} units"), **base}
+
+
+def macs_rows(layer: Layer, shares: list[float], limits: dict[str, float]) -> Iterator[Row]:
+    """Least loss increase within shares of the multiply-adds of all layers together."""
+    costs = layer.graph.costs
+    for share in shares:
+        budget = int(share * costs.cost("macs", costs.sizes))
+        problem = mp.Problem.minimize_drop(layer.network_gates, costs=costs, budgets={"macs": budget})
+        for solver, limit in limits.items():
+            yield {
+                **solved(layer, problem, solver, limit, f"MACs, {share:.0%}"), "n": problem.n_units,
+                **{f"baseline_{name}": None for name in ("greedy", "weight", "loo")},
+            }
 
 
 def solved(layer: Layer, problem: mp.Problem, solver: str, limit: float, formulation: str) -> Row:

@@ -24,6 +24,7 @@ class Layer:
         name: of the case.
         head: cross-entropy of a linear head on N samples.
         gates: gradient and Gauss-Newton curvature of the real rest of the network in the layer's gates, or ``None``.
+        network_gates: the same of *all* hidden layers and across them, units in the order of ``graph``; or ``None``.
         head_loss: mean cross-entropy of the head with all units, in nats.
         weight_norm: float64 (n,), L2 norm of the weights that make each unit, for the baseline by weight.
         graph, data: the traced network and its images, for programs of the network itself.
@@ -32,6 +33,7 @@ class Layer:
     name: str
     head: LinearHead
     gates: Quadratic | None
+    network_gates: Quadratic | None
     head_loss: float
     weight_norm: np.ndarray
     graph: mp.UnitGraph
@@ -96,13 +98,14 @@ def _layer(name: str, model: nn.Sequential, x: np.ndarray, y: np.ndarray, *, gat
     data = LabelledData((torch.tensor(x, dtype=torch.float32),), torch.tensor(y))
     graph = mp.trace(model, data.inputs[0][:2])
     fit = fit_linear_head(graph, "0", data)
-    quadratic = None
+    quadratic = network = None
     if gates:
-        expansion, group = expand_gates(graph, data), graph.group("0")
+        expansion, group = expand_gates(graph, data, joint=True), graph.group("0")
         where = [g.name for g in graph.groups].index(group.name)
         quadratic = Quadratic.from_curvature(expansion.gradient[group.units], expansion.curvature[where])
+        network = Quadratic.from_curvature(expansion.gradient, expansion.joint)
     made_by = model[0].weight.detach().double().numpy()
     return Layer(
-        name, LinearHead(fit.activations, fit.weight, fit.bias, fit.targets), quadratic, fit.loss,
-        np.sqrt((made_by**2).sum(1)), graph, data,
+        name, LinearHead(fit.activations, fit.weight, fit.bias, fit.targets), quadratic, network,
+        fit.loss, np.sqrt((made_by**2).sum(1)), graph, data,
     )

@@ -7,7 +7,8 @@ import pytest
 
 from mipprune.costs import BilinearCost, CostModel
 from mipprune.errors import InfeasibleError, SolverError
-from mipprune.solver import Problem, solve
+from mipprune.solver import Problem, convex_backend, solve
+from mipprune.solver.anneal import anneal
 from mipprune.solver.cardinality_qp import ActiveSet
 from mipprune.solver.convex_tree import ConvexTree
 from mipprune.solver.oracles import FunctionOracle, HeadOracle, Oracle, oracle_of
@@ -180,3 +181,49 @@ def test_infeasible_within_pins() -> None:
     problem = Problem.minimize_units(surrogate_of("quadratic", 14), max_drop=-5.0, keep=np.arange(3))
     with pytest.raises(InfeasibleError, match="max_drop"):
         solve(problem, solver="nlp")
+
+
+def test_annealing_finds_the_least_of_all_masks_and_keeps_their_size() -> None:
+    rng = np.random.default_rng(0)
+    masks = (np.arange(1 << 12)[:, None] >> np.arange(12) & 1).astype(float)
+    for total in (0, 1, 5, 12):
+        factor, linear = rng.normal(size=(12, 12)), rng.normal(size=12)
+        curvature = factor.T @ factor
+        start = np.arange(12) < total
+        before = start.copy()
+        found = anneal(linear, curvature, start, 40_000, rng)
+        values = masks @ linear + 0.5 * np.einsum("mi,ij,mj->m", masks, curvature, masks)
+        assert found.sum() == total
+        np.testing.assert_array_equal(start, before)
+        value = linear @ found + 0.5 * found @ curvature @ found
+        assert value == pytest.approx(values[masks.sum(1) == total].min(), rel=1e-9)
+
+
+def test_annealing_stops_when_told_with_a_mask_no_worse_than_its_start() -> None:
+    rng = np.random.default_rng(1)
+    linear, factor, start = rng.normal(size=30), rng.normal(size=(30, 30)), np.arange(30) < 12
+    turns = iter([True, True, True, False])
+    found = anneal(linear, factor.T @ factor, start, 10**9, rng, lambda: next(turns))
+
+    def value(z: np.ndarray) -> float:
+        return float(linear @ z + 0.5 * ((factor @ z) ** 2).sum())
+
+    assert found.sum() == 12
+    assert value(found) < value(start)
+
+
+@pytest.mark.parametrize("kind", ["quadratic", "head"])
+@pytest.mark.parametrize("objective", ["units", "drop"])
+def test_without_a_tree_the_answer_is_sound_and_near(
+    kind: str, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convex_backend, "TREE_UNITS", 0)
+    surrogate = surrogate_of(kind, 12, seed=3)
+    if objective == "units":
+        problem = Problem.minimize_units(surrogate, max_drop=0.4 * surrogate.drop(np.ones(12)))
+    else:
+        problem = Problem.minimize_drop(surrogate, budgets={"units": 6})
+    found, best = solve(problem, solver="nlp"), solve(problem, solver="brute")
+    assert problem.evaluate(found.kept).feasible
+    assert found.bound <= best.objective + 1e-9
+    assert best.objective - 1e-9 <= found.objective <= best.objective + (1 if objective == "units" else 1e-6)

@@ -26,6 +26,8 @@ SEARCH_SHARE = 0.25
 NEWTON_UNITS = 256
 #: Most undecided units that are branched on.
 TREE_UNITS = 1200
+#: Annealings without success before giving up on more than those.
+PATIENCE = 4
 #: Roundings at random that decide which samples matter around a relaxation, and the share of the gap given away there.
 PROBES, GIVEN_AWAY = 8, 0.01
 
@@ -125,10 +127,7 @@ class _Sizes:
         if len(loose) <= TREE_UNITS:
             self._branch(size, point, loose)
             return True
-        before = self.search.objective  # too many for a tree: what helps is a better incumbent
-        self.rounds += 1
-        self._look_for_masks(size)
-        return self.search.objective < before
+        return self._anneal(size)
 
     def _tangent(self, z: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = self.oracle.value_and_gradient(z)
@@ -155,6 +154,7 @@ class _Sizes:
         if self.search.out_of_time or self.bounds[size] > cutoff:
             return
         self.points[size] = self.last = self._newton(z, size, 1e-3 * scale) if newton else z
+        self._offer_rounded(self.last)
 
     def _follow(self, size: int, tolerance: float, limit: float | None) -> np.ndarray:
         """Projected gradients at a size, from the last point."""
@@ -223,6 +223,12 @@ class _Sizes:
         self.search.offer(kept)
         return self.cutoff
 
+    def _offer_rounded(self, point: np.ndarray) -> None:
+        """The relaxed point's order of removal, cut where the requirements say: poor, but there early."""
+        score = np.full(self.search.problem.n_units, -math.inf)
+        score[self.free] = point
+        self.search.offer(round_by(self.search.problem, score))
+
     def _look_for_masks(self, size: int) -> None:
         """Masks of the size, or if a cost is minimised and none is found, of the next cheapest sizes."""
         search = self.search
@@ -257,6 +263,34 @@ class _Sizes:
                 local.search(point, r, self.limit, goes_on)
                 if search.objective > self.cost[r]:
                     break
+
+    def _anneal(self, size: int) -> bool:
+        """Too many units for a tree: better incumbents by annealing, until :data:`PATIENCE` rounds gain nothing.
+
+        If a cost is minimised, the sizes next below the incumbent's are tried, the cheaper ones as long as they work.
+        """
+        search = self.search
+        local = LocalSearch(self.oracle, self._offer, seed=search.seed + self.rounds)
+        before, failures = search.objective, 0
+        while failures < PATIENCE and not search.out_of_time:
+            target = size
+            if self.cost is not None:
+                cheaper = np.flatnonzero((self.bounds <= self.limit) & (self.cost < search.objective))
+                if len(cheaper) == 0:
+                    break
+                target = int(cheaper[self.cost[cheaper].argmax()])
+            last = search.objective
+            local.anneal(self._point_near(target), target, lambda: not search.out_of_time)
+            failures = 0 if search.objective < last else failures + 1
+        self.rounds += 1
+        return search.objective < before
+
+    def _point_near(self, size: int) -> np.ndarray:
+        """The relaxed point of a size, computed where there is none yet."""
+        if size not in self.points:
+            scale = abs(self.cutoff if math.isfinite(self.cutoff) else 1.0)
+            self.points[size] = self._follow(size, 1e-3 * scale, None)
+        return self.points[size]
 
     def _branch(self, size: int, point: np.ndarray, loose: np.ndarray) -> None:
         search = self.search

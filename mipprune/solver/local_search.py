@@ -31,7 +31,7 @@ class LocalSearch:
 
     def search(self, point: np.ndarray, size: int, enough: float, goes_on: Callable[[], bool]) -> None:
         """Removal masks of ``size`` units near a relaxation's ``point``; stops at values up to ``enough``."""
-        oracle, mask, offer = self._window(point, size)
+        oracle, mask, _, offer = self._window(point, size)
         mask, value, gradient, curvature = self._descend(oracle, mask, goes_on)
         offer(mask)
         failures = 0
@@ -48,7 +48,7 @@ class LocalSearch:
 
     def descend(self, point: np.ndarray, size: int) -> None:
         """One descent from a ``point``, rounded."""
-        oracle, mask, offer = self._window(point, size)
+        oracle, mask, _, offer = self._window(point, size)
         offer(self._descend(oracle, mask, lambda: True)[0])
 
     def anneal(self, point: np.ndarray, size: int, goes_on: Callable[[], bool]) -> None:
@@ -57,16 +57,17 @@ class LocalSearch:
         The model is made at the fractional point: there every unit that may change sides is half-way, so it serves
         both sides, where a model around a mask is good near that mask alone.
         """
-        oracle, mask, offer = self._window(point, size)
-        fractions = self._inside(point, size)
+        oracle, mask, fractions, offer = self._window(point, size)
         gradient, curvature = oracle.value_and_gradient(fractions)[1], oracle.curvature(fractions)
         proposals = PROPOSALS_PER_UNIT * len(mask)
         mask = anneal(gradient - curvature @ fractions, curvature, mask, proposals, self.rng, goes_on)
         offer(mask)
         offer(self._descend(oracle, mask, goes_on)[0])
 
-    def _window(self, point: np.ndarray, size: int) -> tuple[Oracle, np.ndarray, Callable[[np.ndarray], None]]:
-        """The units near to changing sides: ``f`` of them, where they stand after rounding, and how to offer them."""
+    def _window(
+        self, point: np.ndarray, size: int
+    ) -> tuple[Oracle, np.ndarray, np.ndarray, Callable[[np.ndarray], None]]:
+        """The units near to changing sides: ``f`` of them, where they stand after and before rounding, how to offer."""
         gradient = self.oracle.value_and_gradient(point)[1]
         start = np.zeros(len(point), dtype=bool)
         start[np.lexsort((gradient, -point))[:size]] = True
@@ -82,7 +83,7 @@ class LocalSearch:
             whole[window] = mask
             self.offer(whole)
 
-        return oracle, start[window], offer
+        return oracle, start[window], point[window], offer
 
     def _descend(
         self, oracle: Oracle, mask: np.ndarray, goes_on: Callable[[], bool]
