@@ -75,6 +75,10 @@ def write_report(storage: StudyStorage, study: str, folder: Path, console: Conso
         sections.append(_pruning(found.pruning))
     if found.convergence:
         sections.append(_convergence(found.convergence))
+    if found.others:
+        tables = [_Table(one.kind, one.head, one.rows, one.n_words) for one in found.others]
+        lines = ["Means over the seeds, with the lowest and highest where they differ."]
+        sections.append(_Section("Other cells", lines, tables, []))
     if found.errors:
         sections.append(_errors(found))
     pictures = {p.name: (picture(p.figure, "svg"), picture(p.figure, "png")) for s in sections for p in s.pictures}
