@@ -1,5 +1,6 @@
 """Networks of the studies beside this file."""
 
+import torch
 from torch import nn
 
 
@@ -11,3 +12,14 @@ def narrow_mlp() -> nn.Module:
 def mlp() -> nn.Module:
     """64-64-32-10."""
     return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def tiny_mlp() -> nn.Module:
+    """64-12-8-10: small enough for a program with a copy of the network per sample."""
+    return nn.Sequential(nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 10))
+
+
+def fresh_mlp() -> nn.Module:
+    """64-128-64-10 with the same untrained weights every time."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))

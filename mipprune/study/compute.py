@@ -23,7 +23,7 @@ from ..sources import RunData
 from .comparison import compare
 from .networks import StudyNetwork
 
-__all__ = ["estimate", "exact", "network", "prune_network"]
+__all__ = ["estimate", "exact", "layer_game", "loaded", "network", "prune_network"]
 
 Payloads = tuple[bytes, ...]
 
@@ -44,7 +44,7 @@ def network(inputs: dict[str, Any], source: StudyNetwork, payloads: Payloads) ->
 
 def exact(inputs: dict[str, Any], source: StudyNetwork, payloads: Payloads) -> tuple[dict[str, Any], bytes]:
     """The values of all coalitions of one layer; the payload is the table as a .npy file."""
-    table = exact_table(_layer_game(inputs, source, payloads[0]))
+    table = exact_table(layer_game(inputs, source, payloads[0]))
     stream = io.BytesIO()
     np.save(stream, table.table)
     result = {"players": table.n_players, "value_full": table.value_full, "value_empty": table.value_empty}
@@ -57,7 +57,7 @@ def estimate(inputs: dict[str, Any], source: StudyNetwork, payloads: Payloads) -
     n = int(values.size).bit_length() - 1
     table = TableGame(values, tuple(f"{inputs['layer']}[{i}]" for i in range(n)))
     truth = _index(table, inputs, method="exact")
-    game = _layer_game(inputs, source, payloads[0]) if inputs["method"].startswith("sample_") else table
+    game = layer_game(inputs, source, payloads[0]) if inputs["method"].startswith("sample_") else table
     found = _index(game, inputs, method=inputs["method"], n_evals=inputs["n_evals"], seed=inputs["seed"])
     if found.player_names != truth.player_names:
         found = dataclasses.replace(found, player_names=truth.player_names)
@@ -74,7 +74,7 @@ def estimate(inputs: dict[str, Any], source: StudyNetwork, payloads: Payloads) -
 
 def prune_network(inputs: dict[str, Any], source: StudyNetwork, payloads: Payloads) -> tuple[dict[str, Any], None]:
     """One run of :func:`mipprune.prune`: quality, costs, objective, bound and gap, units kept per layer."""
-    model, data = _loaded(inputs, source, payloads[0])
+    model, data = loaded(inputs, source, payloads[0])
     options = {key: value for key, value in inputs.items() if key not in ("network", "version", "budget", "tolerance")}
     kinds = {"macs": Macs, "params": Params, "units": Units}
     budget = [kinds[name](share) for name, share in (inputs["budget"] or {}).items()]
@@ -105,7 +105,7 @@ class _Loaded(NamedTuple):
 _last: dict[tuple[str, str], _Loaded] = {}
 
 
-def _loaded(inputs: dict[str, Any], source: StudyNetwork, weights: bytes) -> _Loaded:
+def loaded(inputs: dict[str, Any], source: StudyNetwork, weights: bytes) -> _Loaded:
     """The network with the stored weights, and its data."""
     key = inputs["network"], hashlib.sha256(weights).hexdigest()
     if key not in _last:
@@ -121,10 +121,11 @@ def _loaded(inputs: dict[str, Any], source: StudyNetwork, weights: bytes) -> _Lo
     return _last[key]
 
 
-def _layer_game(inputs: dict[str, Any], source: StudyNetwork, weights: bytes) -> LayerGame:
-    model, data = _loaded(inputs, source, weights)
+def layer_game(inputs: dict[str, Any], source: StudyNetwork, weights: bytes) -> LayerGame:
+    """The game of a layer on the first ``samples`` of the calibration data."""
+    model, data = loaded(inputs, source, weights)
     samples = read_data(data.calibration, model)
     if inputs["samples"] is not None:
         samples = samples.take(slice(0, inputs["samples"]))
     graph = trace(model, tuple(x[:1] for x in samples.inputs))
-    return LayerGame(graph, inputs["layer"], samples, value=inputs["value"])
+    return LayerGame(graph, inputs["layer"], samples, value=inputs.get("value", "cross_entropy"))

@@ -78,31 +78,36 @@ def convergence_figure(found: Convergence) -> Figure:
 
 def accuracy_figure(model: str, points: Sequence[PrunePoint]) -> Figure:
     """Held-out accuracy over the share of multiply-adds, with 95 % intervals; magnitude and the dense network too."""
-    figure = _figure(6.0, 4.0)
+    figure = _figure(6.0, 4.0 + 0.2 * len({point.options for point in points}))
     axis = figure.subplots()
-    for name, colour, line, marker in _styled(list(dict.fromkeys(point.options for point in points))):
+    styled = _styled(list(dict.fromkeys(point.options for point in points)))
+    for name, colour, line, marker in styled:
         own = sorted((p for p in points if p.options == name), key=lambda p: p.macs)
         errors = [[p.accuracy - p.interval[0] for p in own], [p.interval[1] - p.accuracy for p in own]]
         axis.errorbar([p.macs for p in own], [p.accuracy for p in own], yerr=errors, color=colour, linestyle=line,
                       marker=marker, markersize=5, capsize=3, linewidth=1.4, label=name or "mipprune")
     other = sorted({(p.macs, p.magnitude) for p in points})
-    axis.plot(*zip(*other), color="0.45", linestyle=":", marker="x", label="same budget by magnitude")
-    dense = points[0].dense
-    axis.axhline(dense, color="0.3", linewidth=1)
-    axis.annotate("dense", (0.99, dense), xycoords=("axes fraction", "data"), fontsize=8, va="bottom", ha="right",
-                  color="0.3")
+    if len({macs for macs, _ in other}) == len(other):
+        axis.plot(*zip(*other), color="0.45", linestyle=":", marker="x", label="same budget by magnitude")
+    else:  # magnitude's masks are repaired like the others, so every way to repair has a line of its own
+        for name, colour, _, _ in styled:
+            own = sorted({(p.macs, p.magnitude) for p in points if p.options == name})
+            axis.plot(*zip(*own), color=colour, linestyle=":", marker="x", linewidth=1, label=f"by magnitude, {name}")
+    axis.axhline(points[0].dense, color="0.3", linewidth=1, label="dense")
     axis.set(xlabel="multiply-adds, share of the dense network", ylabel="accuracy on held-out data", title=model)
     axis.xaxis.set_major_formatter("{x:.0%}")
     axis.yaxis.set_major_formatter("{x:.0%}")
     _plain(axis)
-    axis.legend(fontsize=8, frameon=False)
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center")  # inside it would cover a line sooner or later
     return figure
 
 
 def kept_figure(model: str, points: Sequence[PrunePoint]) -> Figure:
     """Share of the units kept, per layer (columns) and run (rows), darker for more, the counts written in."""
     groups = list(points[0].kept)
-    figure = _figure(2.6 + 0.9 * len(groups), 1.0 + 0.32 * len(points))
+    names = [", ".join(filter(None, (point.task, point.options))) for point in points]
+    # eight-point letters are about 0.065 inches wide; the title must fit too
+    figure = _figure(max(4.0, 0.6 + 0.065 * max(map(len, names)) + 0.9 * len(groups)), 1.0 + 0.32 * len(points))
     axis = figure.subplots()
     shares = [[point.kept[g][0] / point.kept[g][1] for g in groups] for point in points]
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -112,8 +117,8 @@ def kept_figure(model: str, points: Sequence[PrunePoint]) -> Figure:
             axis.text(x, y, f"{kept:g}/{size}", ha="center", va="center", fontsize=8,
                       color="white" if kept / size > 0.6 else "black")
     axis.set_xticks(range(len(groups)), groups, fontsize=8)
-    axis.set_yticks(range(len(points)), [", ".join(filter(None, (p.task, p.options))) for p in points], fontsize=8)
-    axis.set_title(f"{model}: units kept per layer", fontsize=10)
+    axis.set_yticks(range(len(points)), names, fontsize=8)
+    figure.suptitle(f"{model}: units kept per layer", fontsize=10)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     return figure

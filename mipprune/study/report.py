@@ -28,10 +28,11 @@ SPARE = ("10 to 90 %", "lowest to highest", "in 95 % interval", "largest gap")
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; margin: .8rem 0; }
-th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; margin: .8rem 0; }
+th, td { padding: .2rem .45rem; text-align: right; border-bottom: 1px solid #ddd; }
 th { border-bottom: 2px solid #666; } th:first-child, td:first-child, td.text, th.text { text-align: left; }
 img { max-width: 100%; height: auto; display: block; margin: .6rem 0 1.4rem; } .wide { overflow-x: auto; }
+@media print { .wide { overflow: visible; } table { font-size: .6rem; } }
 @media print { body { margin: 0; max-width: none; } h2, img { break-inside: avoid; } }
 """
 
@@ -75,6 +76,10 @@ def write_report(storage: StudyStorage, study: str, folder: Path, console: Conso
         sections.append(_pruning(found.pruning))
     if found.convergence:
         sections.append(_convergence(found.convergence))
+    if found.others:
+        tables = [_Table(one.kind, one.head, one.rows, one.n_words) for one in found.others]
+        lines = ["Means over the seeds, with the lowest and highest where they differ."]
+        sections.append(_Section("Other cells", lines, tables, []))
     if found.errors:
         sections.append(_errors(found))
     pictures = {p.name: (picture(p.figure, "svg"), picture(p.figure, "png")) for s in sections for p in s.pictures}

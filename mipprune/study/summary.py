@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..records import Record
+from .averages import Averages, averages_of
 from .cell import StoredCell, canonical
 from .storage import StudyStorage
 
@@ -97,6 +98,7 @@ class Overview(Record):
         study: its name.
         counts: kind -> state -> cells.
         convergence, pruning: of the kinds "estimate" and "prune".
+        others: of every other kind that a study asks for.
         errors: kind, network and last line of the error of every failed cell.
         seconds: computing time of all finished cells together.
     """
@@ -105,6 +107,7 @@ class Overview(Record):
     counts: dict[str, dict[str, int]]
     convergence: tuple[Convergence, ...]
     pruning: tuple[PrunePoint, ...]
+    others: tuple[Averages, ...]
     errors: tuple[tuple[str, str, str], ...]
     seconds: float
 
@@ -121,12 +124,14 @@ def overview(storage: StudyStorage, study: str) -> Overview:
             errors.append((cell.kind, cell.model, (cell.error or "?").strip().splitlines()[-1]))
         if cell.state == "done":
             seconds += cell.seconds or 0.0
-            if cell.kind in found:
-                found[cell.kind].append(cell)
+            if cell.kind not in ("network", "exact"):
+                found.setdefault(cell.kind, []).append(cell)
     table: dict[str, dict[str, int]] = {}
     for (kind, state), number in counts.items():
         table.setdefault(kind, {})[state] = number
-    return Overview(study, table, _convergences(found["estimate"]), _prunings(found["prune"]), tuple(errors), seconds)
+    convergences, prunings = _convergences(found.pop("estimate")), _prunings(found.pop("prune"))
+    others = tuple(averages_of(kind, cells) for kind, cells in found.items())
+    return Overview(study, table, convergences, prunings, others, tuple(errors), seconds)
 
 
 def _grouped(cells: Iterable[StoredCell], keys: Iterable[str]) -> dict[tuple[Any, ...], list[StoredCell]]:
