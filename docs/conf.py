@@ -47,6 +47,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
+highlight_language = "none"  # a block without a language is a command or a picture
 pygments_style = "default"
 pygments_dark_style = "github-dark"
 

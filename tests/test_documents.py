@@ -81,7 +81,7 @@ def test_the_code_in_the_docs_runs(document: str, tmp_path: Path, monkeypatch: p
         for block in python_blocks(document):
             needs = [name for name in OPTIONAL if re.search(rf"(import|from) {name}\b|{name}\.export", block)]
             if all(importlib.util.find_spec(name) for name in needs):
-                exec(compile(block, document, "exec"), names)
+                exec(compile(block, document, "exec", dont_inherit=True), names)  # not this file's annotations
         contracts = [value for value in names.values() if isinstance(value, type) and value.__name__.startswith("Test")]
         for contract in contracts:
             run_contract(contract, tmp_path)
