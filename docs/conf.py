@@ -26,7 +26,6 @@ nitpicky = True  # a reference that leads nowhere is a warning, and so an error
 # Types of other packages: their documentation is elsewhere, and the build asks no network.
 nitpick_ignore_regex = [(r"py:.*", r"(?!mipprune).*")]
 
-suppress_warnings = ["toc.empty_glob"]  # a page that is named by a pattern may be missing
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3  # the anchors that GitHub gives headings, so links work in both places
 
@@ -35,7 +34,9 @@ autodoc_typehints = "none"  # the signature shows them as they are written; docs
 autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+# Entries as "lower, upper: ..." stay together, which a field for each name can't express
+napoleon_use_param = False
+napoleon_custom_sections = [("Attributes", "params_style")]
 python_maximum_signature_line_length = 90
 add_module_names = False
 toc_object_entries_show_parents = "hide"
@@ -46,6 +47,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
+highlight_language = "none"  # a block without a language is a command or a picture
 pygments_style = "default"
 pygments_dark_style = "github-dark"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import math
 import re
@@ -12,12 +13,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer.main
 from rich.console import Console
 
 import mipprune as mp
+from mipprune import cli
+from mipprune.config import load_config
 from mipprune.demo import DigitsCNN, digits_mlp, run_demo
+from mipprune.graph.registry import RULES
+from mipprune.solver.registry import BACKENDS
+from mipprune.study.files import read_study_file
+from mipprune.study.kinds import KINDS
+from mipprune.testing import StorageContract
 
 ROOT = Path(__file__).parent.parent
+REGISTRIES = (RULES, BACKENDS, KINDS)
 KEYS = {
     "model", "task", "dense_accuracy", "pruned_accuracy", "units_total", "units_kept", "macs_ratio", "params_ratio",
     "objective", "bound", "gap", "termination", "proved", "mask_vs_surgery_max_abs_diff", "seconds",
@@ -42,9 +52,19 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert "units kept" in capsys.readouterr().out
 
 
-SLOW_DOCS = {"docs/estimation.md", "docs/flatness.md", "docs/solver.md", "docs/surgery.md"}
+# pages that take more than about two CPU-seconds, or need a compiler of theirs
+SLOW_DOCS = {
+    "docs/solver.md", "docs/surgery.md", "docs/estimation.md", "docs/flatness.md", "docs/quickstart.md",
+    "docs/graph.md", "docs/curvature.md", "docs/repair.md",
+    "docs/train.md", "docs/latency.md", "docs/how-to/latency-budget.md", "docs/how-to/exact-vs-sampled.md",
+    "docs/how-to/onnx.md", "docs/how-to/stored-problem.md", "docs/how-to/transformer.md",
+    "docs/how-to/accuracy-tolerance.md", "docs/extending/operation.md", "docs/extending/study-kind.md",
+    "docs/extending/storage.md", "docs/extending/surrogate.md",
+}
 FRAGMENTS = {"docs/coverage.md"}  # pieces of an extension; test_coverage_edges.py runs them around an operation
-DOCS = sorted({f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - FRAGMENTS)
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+DOCS = [page for page in PAGES if page not in FRAGMENTS]
+OPTIONAL = ("transformers", "onnx", "onnxruntime")
 
 
 @pytest.mark.parametrize("document", [
@@ -54,11 +74,107 @@ DOCS = sorted({f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - F
 def test_the_code_in_the_docs_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a document run from top to bottom, as one script; those that need an absent package are left out."""
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    for block in python_blocks(document):
-        needs = [name for name in ("transformers", "onnx") if name in block]
-        if all(importlib.util.find_spec(name) for name in needs):
-            exec(compile(block, document, "exec"), names)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    known = [dict(table) for table in REGISTRIES]
+    names: dict[str, object] = {"__name__": "a_page"}
+    try:
+        for block in python_blocks(document):
+            needs = [name for name in OPTIONAL if re.search(rf"(import|from) {name}\b|{name}\.export", block)]
+            if all(importlib.util.find_spec(name) for name in needs):
+                exec(compile(block, document, "exec", dont_inherit=True), names)  # not this file's annotations
+        contracts = [value for value in names.values() if isinstance(value, type) and value.__name__.startswith("Test")]
+        for contract in contracts:
+            run_contract(contract, tmp_path)
+    finally:  # what a page registers is gone afterwards
+        for table, before in zip(REGISTRIES, known):
+            table.clear()
+            table.update(before)
+
+
+def run_contract(contract: type, tmp_path: Path) -> None:
+    """The checks of a conformance class that a page inherits; those of storages need pytest's fixtures."""
+    if issubclass(contract, StorageContract):
+        return
+    checks = [name for name in dir(contract) if name.startswith("test_")]
+    assert checks
+    for name in checks:
+        getattr(contract(), name)()
+
+
+def test_every_page_is_reached() -> None:
+    """A page that no table of contents names can't be found by a reader."""
+    named: set[str] = set()
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for block in re.findall(r"```\{toctree\}\n(.*?)```", text, flags=re.DOTALL):
+            for entry in (line.strip() for line in block.splitlines()):
+                if entry and not entry.startswith(":"):
+                    named |= {p.relative_to(ROOT).as_posix() for p in (ROOT / page).parent.glob(f"{entry}.md")}
+    assert set(PAGES) - named == {"docs/index.md"}
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [*PAGES, "README.md"]:
+        text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    rooms = {path.stem for path in (ROOT / "docs/api").glob("*.md")} - {"index"}
+    for room in rooms:
+        assert f".. public-names:: mipprune.{room}" in (ROOT / f"docs/api/{room}.md").read_text(encoding="utf-8")
+    for name in mp.__all__:
+        value = getattr(mp, name)
+        if name == "__version__":
+            continue
+        if inspect.ismodule(value):
+            assert name in rooms, f"docs/api/{name}.md is missing"
+        else:
+            assert value.__module__.split(".")[1] in rooms, name
+
+
+@pytest.mark.parametrize("document", PAGES)
+def test_configurations_and_commands_are_valid(document: str, tmp_path: Path) -> None:
+    """TOML blocks pass the parsers that the commands use; the commands' names and options exist."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for block in re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL):
+        file = tmp_path / "page.toml"
+        file.write_text(block, encoding="utf-8")
+        if "[study]" in block:
+            read_study_file(file)
+        elif "[model]" in block:
+            load_config(file)
+    app = typer.main.get_command(cli.app)
+    for block in re.findall(r"```\n(.*?)```", text, flags=re.DOTALL):
+        for line in block.splitlines():
+            if line.startswith("mipprune ") and not re.search(r"[|\[]|\.\.\.", line):
+                check_command(app, line.split("#")[0].split()[1:])
+
+
+def check_command(command: object, words: list[str]) -> None:
+    while words and hasattr(command, "commands"):
+        assert words[0] in command.commands, words
+        command, words = command.commands[words[0]], words[1:]
+    options = {option for parameter in command.params for option in parameter.opts}  # type: ignore[attr-defined]
+    assert {word for word in words if word.startswith("--")} <= options, words
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("myst_parser")
+    pytest.importorskip("furo")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", tmp_path / "trees", "-b", "html"]
+    run = subprocess.run([*command, ROOT / "docs", tmp_path / "site"], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-4000:]
+    pages = {path.relative_to(tmp_path / "site").with_suffix(".md").as_posix()
+             for path in (tmp_path / "site").rglob("*.html")}
+    assert {page.removeprefix("docs/") for page in PAGES} <= pages
+    reference = (tmp_path / "site/api/solver.html").read_text(encoding="utf-8")
+    for name in mp.solver.__all__:
+        assert f'id="mipprune.solver.{name}"' in reference, name
+    for path in (tmp_path / "site").rglob("*.html"):  # read without a network
+        assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="(?:https?:)?//', path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +184,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow
 def test_demo_writes_every_run(demo: Path) -> None:
     runs = json.loads((demo / "result.json").read_text())["runs"]
     assert [(r["model"], r["task"]) for r in runs] == [
@@ -85,7 +200,6 @@ def test_demo_writes_every_run(demo: Path) -> None:
         assert math.isfinite(run["seconds"])
 
 
-@pytest.mark.slow
 def test_demo_files_rebuild_the_networks(demo: Path) -> None:
     for name, make in (("mlp", digits_mlp), ("cnn", DigitsCNN)):
         for task in ("tolerance", "macs50"):

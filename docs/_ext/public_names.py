@@ -44,9 +44,9 @@ def _directive(module: str, name: str, value: Any) -> list[str]:
     if inspect.ismodule(value):
         return []
     if inspect.isclass(value):
-        options = ["   :members:", "   :show-inheritance:"]
-        if issubclass(value, BaseException):
-            options = options[1:]
+        options = [] if issubclass(value, BaseException) else ["   :members:"]
+        if any(base.__name__ in getattr(importlib.import_module(module), "__all__", ()) for base in value.__bases__):
+            options.append("   :show-inheritance:")
         return [f".. autoclass:: {module}.{name}", *options, ""]
     kind = "autofunction" if callable(value) else "autodata"
     return [f".. {kind}:: {module}.{name}", ""]

@@ -52,7 +52,7 @@ def refit_curves(
     """One curve per group of ``graph``.
 
     With W the dense weights of a reader, G the centred covariance of its inputs and M its output metric
-    (:func:`output_metrics`), removing the inputs R and refitting the others costs
+    (:func:`output_metrics`), removing the inputs R and refitting the others costs::
 
         min_{W'} 1/2 E |W x - W' x_kept|_M^2 = 1/2 tr(M W_R (G^-1)_RR^-1 W_R'),
 

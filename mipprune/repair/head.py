@@ -20,7 +20,7 @@ def refit_head(
 ) -> bool:
     """Fit the last linear layer of ``cut`` anew, as multinomial logistic regression, by L-BFGS in float64.
 
-    Minimises over its weights and bias, on the samples of ``dense``,
+    Minimises over its weights and bias, on the samples of ``dense``::
 
         (1 - labels) t^2 KL(dense || cut at temperature t) + labels (cross-entropy) + l2/2 v |W - W_0|^2,
 

@@ -72,7 +72,7 @@ def refit(
     """Refit the layers of ``small``, the network that surgery made from the mask ``kept``, in place.
 
     From the input to the output, every linear or convolution layer with something removed before it gets the weights
-    that bring its output nearest (least squares) to the dense network's, given what the small network now feeds it:
+    that bring its output nearest (least squares) to the dense network's, given what the small network now feeds it::
 
         min_W  E|t - W x - b|^2 + ridge mean(diag C) |W - W_0|^2,    C the covariance of x, W_0 the present weights.
 

@@ -26,7 +26,7 @@ def polish(
 ) -> list[float]:
     """Move all kept weights towards the dense network's logits, in place.
 
-    Minimises the mean squared error of the logits by Levenberg-Marquardt (Marquardt 1963): each step solves
+    Minimises the mean squared error of the logits by Levenberg-Marquardt (Marquardt 1963): each step solves::
 
         (J'J / N + damping D) d = J'r / N,    r the missing part of the logits, D an estimate of diag(J'J / N),
 
