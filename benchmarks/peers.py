@@ -1,11 +1,11 @@
 """Torch-Pruning beside mipprune: every criterion it has, locally and globally, at the budgets of quality.py.
 
-    python benchmarks/peers.py --json FILE [--seeds 5] [--models cnn,...] [--kinds l2,...]
+    python benchmarks/peers.py --json FILE [--seeds 5] [--models cnn,...] [--kinds l2,...] [--table]
 
 Torch-Pruning takes channel ratios, so multiply-adds are brought under a budget by 25 small steps.  The steps don't
 depend on the budget: one walk passes all budgets, and the network of each is the first at or under it, which is the
 same network that a walk of its own would end with.  Stages: "one-shot", "bn", "finetune" (five epochs at the learning
-rate of the dense training) and "finetune-low" (at a third of it); method "torch-pruning KIND SCOPE + mipprune repair",
+rate of the dense training, 0.003) and "finetune-low" (at 0.001); method "torch-pruning KIND SCOPE + mipprune repair",
 stage "refit", takes the units that Torch-Pruning kept and cuts and repairs the network our way.  The file is written
 after every walk, and walks that are in it are not taken again.
 
@@ -291,14 +291,35 @@ def _measured(
     yield row("refit", repaired, seconds, f"{method} + mipprune repair", graph.macs(kept) / graph.macs())
 
 
+def best(rows: Sequence[Row]) -> Iterator[tuple[str, float, str, str, float, int]]:
+    """(model, budget, stage, criterion, mean, seeds): per cell the criterion of the highest mean over the seeds.
+
+    A criterion that lacks a seed which another has can't be best.
+    """
+    cells: dict[tuple[str, float, str], dict[str, list[float]]] = {}
+    for row in rows:
+        if "error" not in row:
+            cell = cells.setdefault((row["model"], row["budget"], row["stage"]), {})
+            cell.setdefault(f"{row['kind']} {row['scope']}", []).append(row["accuracy"])
+    for (model, budget, stage), found in sorted(cells.items(), key=lambda c: (c[0][0], -c[0][1], c[0][2])):
+        seeds = max(map(len, found.values()))
+        mean, name = max((float(np.mean(v)), name) for name, v in found.items() if len(v) == seeds)
+        yield model, budget, stage, name, mean, seeds
+
+
 def main() -> None:
-    """Take every walk that the file lacks."""
+    """Take every walk that the file lacks, or show what it has."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--models", default="cnn,resnet,transformer")
     parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--table", action="store_true", help="show the best criterion per cell of the file, and end")
     arguments = parser.parse_args()
+    if arguments.table:
+        for model, budget, stage, name, mean, seeds in best(json.loads(arguments.json.read_text())["rows"]):
+            print(f"| {model}, {budget:.0%} | {stage} | {mean:.1f} | {name} | {seeds} |")
+        return
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", module="torch_pruning")
     data = bar.digits()

@@ -3,8 +3,9 @@
     python benchmarks/quality.py [--quick] [--json FILE] [--seeds N] [--peer-seeds N] [--peers FILE]
         [--models cnn,...] [--budgets 0.5]
 
-Networks, data and training are those of bar.py and, with --models lenet,perceptron, of bar_mnist.py.  Scores and repairs use the training split, choices between repaired
-networks the calibration split, accuracy is that of the 540 test images, which nothing else sees.
+Networks, data and training are those of bar.py and, with --models lenet,perceptron, of bar_mnist.py.  Scores and
+repairs use the training split, choices between repaired networks the calibration split, accuracy is that of the test
+images, which nothing else sees.
 
 Stages: "one-shot" (as cut), "bn" (batch-norm recalibrated), "refit" (refit and convex head), "lm" (second-order repair
 after that, of the transformer), "finetune" (five epochs of AdamW after the last of these).  Methods: "mipprune" is

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import DataError
 from ..graph import UnitGraph
 
-__all__ = ["LabelledData", "as_data", "read_data"]
+__all__ = ["LabelledData", "as_data", "check_samples", "read_data"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,15 +116,22 @@ def _check(data: LabelledData, graph: UnitGraph, what: str) -> None:
     names, shapes = graph.program.captured.inputs, graph.program.captured.input_shapes
     if len(data.inputs) != len(names):
         raise DataError(f"{what}: the network takes {len(names)} inputs {names}, got {len(data.inputs)}")
-    if len(data) == 0:
-        raise DataError(f"{what} is empty")
+    check_samples(data, what, names)
     for name, x, shape in zip(names, data.inputs, shapes, strict=True):
-        if len(x) != len(data):
-            raise DataError(f"{what}: {len(x)} samples in input {name!r}, but {len(data)} targets")
         fixed = [(d, s) for d, s in enumerate(shape) if d > 0 and isinstance(s, int)]
         if x.ndim != len(shape) or any(x.shape[d] != s for d, s in fixed):
             want = ("N", *(s if isinstance(s, int) else "?" for s in shape[1:]))
             raise DataError(f"{what}: input {name!r} has shape {tuple(x.shape)}, the network was traced with {want}")
+
+
+def check_samples(data: LabelledData, what: str, names: Sequence[str] = ()) -> None:
+    """Raise :class:`DataError` if there are no samples, targets don't match them, or values aren't finite."""
+    if len(data) == 0:
+        raise DataError(f"{what} is empty")
+    for number, x in enumerate(data.inputs):
+        name = names[number] if names else f"number {number}"
+        if len(x) != len(data):
+            raise DataError(f"{what}: {len(x)} samples in input {name!r}, but {len(data)} targets")
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             bad = int((~torch.isfinite(x).reshape(len(x), -1).all(1)).sum())
             raise DataError(f"{what}: input {name!r} holds NaN or infinite values in {bad} of {len(x)} samples")

@@ -118,9 +118,9 @@ class UnitGraph:
         raise UnknownLayerError(f"no prunable layer {name!r}; {hint}")
 
     def units_of(self, names: Iterable[str]) -> np.ndarray:
-        """Bool mask (n_units,) of all units of the named layers."""
+        """Bool mask (n_units,) of all units of the named layers; a string is one name."""
         mask = np.zeros(self.n_units, dtype=bool)
-        for name in names:
+        for name in (names,) if isinstance(names, str) else names:
             mask[self.group(name).units] = True
         return mask
 

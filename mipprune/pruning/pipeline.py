@@ -199,6 +199,9 @@ def _check_options(
 ) -> None:
     if minimize not in ("units", "params", "macs"):
         raise BudgetError(f"minimize: expected 'units', 'params' or 'macs', got {minimize!r}")
+    for name, value in (("min_keep", min_keep), ("multiple", multiple), ("stages", 1 if stages is None else stages)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise ConfigError(f"{name} must be a whole number, got {value!r}")
     if min_keep < 1:
         raise BudgetError(f"min_keep must be at least 1, got {min_keep}: a layer without units can't be built")
     if multiple < 1:
@@ -207,7 +210,7 @@ def _check_options(
         raise ConfigError(f"unknown surrogate {surrogate!r}; known: {sorted(KINDS)}")
     if stages is not None and stages < 1:
         raise ConfigError(f"stages must be at least 1, got {stages}")
-    if isinstance(repair, str) or any(r not in REPAIRS for r in repair):
+    if not isinstance(repair, (tuple, list, set, frozenset)) or any(r not in REPAIRS for r in repair):
         raise ConfigError(f"repair: expected a sequence out of {REPAIRS}, got {repair!r}")
     if time_limit is not None and not time_limit > 0:
         raise ConfigError(f"time_limit must be above 0 seconds, got {time_limit}")
@@ -217,6 +220,8 @@ def prepare(
     model: nn.Module, data: Any, holdout: Any, example_input: Any, seed: int, ignore: Sequence[str] = ()
 ) -> tuple[UnitGraph, LabelledData, LabelledData]:
     """Trace, read the data, and set the held-out part aside before anything looks at it."""
+    if not isinstance(model, nn.Module):
+        raise ModelStateError(f"expected a torch.nn.Module to prune, got {type(model).__name__}")
     if next(iter(model.parameters()), None) is None:
         raise ModelStateError(f"{type(model).__name__} has no parameters")
     samples = read_data(data, model)

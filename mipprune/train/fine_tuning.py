@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..errors import ConfigError
-from ..game.data import LabelledData, read_data
+from ..errors import ConfigError, DataError
+from ..game.data import LabelledData, check_samples, read_data
+from ..game.values import check_class_targets
 
 __all__ = ["FineTuned", "fine_tune"]
 
@@ -49,12 +50,18 @@ def fine_tune(
     Ctrl-C ends training; the best checkpoint so far is returned.
 
     Raises:
-        ConfigError: no epoch, or a learning rate that isn't above 0.
-        DataError: data that can't be read.
+        ConfigError: no epoch, a rate or temperature that isn't above 0, a teacher of another output.
+        DataError: data that can't be read, are empty, hold NaN, or don't fit the network.
     """
     if epochs < 1 or not lr > 0 or batch_size < 1:
         raise ConfigError(f"fine_tune needs epochs >= 1, lr > 0 and batch_size >= 1, got {epochs}, {lr}, {batch_size}")
-    samples, held = read_data(data, model), read_data(validation, model, "validation data")
+    if not isinstance(epochs, int) or not isinstance(batch_size, int):
+        raise ConfigError(f"fine_tune: epochs and batch_size are whole numbers, got {epochs} and {batch_size}")
+    if not weight_decay >= 0 or not temperature > 0:
+        raise ConfigError(f"fine_tune needs weight_decay >= 0 and temperature > 0, got {weight_decay}, {temperature}")
+    samples, held = read_data(data, model, "training data"), read_data(validation, model, "validation data")
+    for part, what in ((samples, "training data"), (held, "validation data")):
+        _check_fit(model, part, what, teacher)
     student = copy.deepcopy(model)
     soft = None if teacher is None else _softened(teacher, samples, temperature)
     optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=weight_decay)
@@ -86,6 +93,26 @@ def fine_tune(
         pass
     student.load_state_dict(best)
     return FineTuned(student.train(model.training), tuple(losses), best_epoch)
+
+
+@torch.no_grad()
+def _check_fit(model: nn.Module, part: LabelledData, what: str, teacher: nn.Module | None) -> None:
+    check_samples(part, what)
+    outputs = []
+    for network in (model,) if teacher is None else (model, teacher):
+        was = network.training
+        network.eval()
+        try:
+            outputs.append(network(*part.take(slice(0, 1)).inputs))
+        except RuntimeError as error:
+            shapes = ", ".join(str(tuple(x.shape)) for x in part.inputs)
+            who = "network" if network is model else "teacher"
+            raise DataError(f"{what}: the {who} doesn't run on inputs of shape {shapes}: {error}") from error
+        finally:
+            network.train(was)
+    check_class_targets(outputs[0], part.targets, what)
+    if outputs[-1].shape != outputs[0].shape:
+        raise ConfigError(f"the teacher puts out {outputs[-1].shape[1:]}, the network {outputs[0].shape[1:]}")
 
 
 @torch.no_grad()
