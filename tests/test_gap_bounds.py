@@ -92,13 +92,13 @@ def test_one_hidden_layer_has_an_exact_quadratic_bound() -> None:
     gap = neuron_gap(model, (x, torch.zeros(7)))
     masks = np.random.default_rng(0).random((50, 9)) < 0.5
     real = measured_gaps(mp.trace(model, x[:1]), x, masks)
-    np.testing.assert_allclose(gap.quadratic(masks), np.sqrt((real**2).mean(1)), rtol=1e-5)
+    np.testing.assert_allclose(gap.quadratic(masks), np.sqrt((real**2).mean(1)), rtol=1e-5, atol=1e-6)
     alone = measured_gaps(mp.trace(model, x[:1]), x, ~np.eye(9, dtype=bool))
-    np.testing.assert_allclose(gap.coefficients.T, alone, rtol=1e-9)  # one unit alone: T1 is exact too
+    np.testing.assert_allclose(gap.coefficients.T, alone, rtol=1e-9, atol=1e-12)  # one unit alone: T1 is exact too
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10**6), widths=st.lists(st.integers(1, 6), min_size=2, max_size=4))
+@given(seed=st.integers(0, 10**6), widths=st.lists(st.integers(2, 6), min_size=2, max_size=4))
 def test_bounds_hold_on_random_networks(seed: int, widths: list[int]) -> None:
     torch.manual_seed(seed)
     parts: list[nn.Module] = []
@@ -110,6 +110,7 @@ def test_bounds_hold_on_random_networks(seed: int, widths: list[int]) -> None:
     assert found.violations == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in CASES if c.name in {"mlp", "cnn", "residual_net"}], ids=lambda c: c.name)
 def test_budget_row_holds_on_data_and_on_the_ball(case: NetworkCase) -> None:
     model, (x, y) = case.build(), _data(case)
@@ -141,7 +142,7 @@ def test_kept_predictions_and_loss() -> None:
     solution = mp.solve(mp.Problem.minimize_units(surrogate, 0.999), solver="scip", time_limit=20)
     bound = gap.deterministic(solution.kept)
     assert bound.prediction_kept(gap.margins).all()
-    pruned = graph.program.run((x,), torch.from_numpy(solution.kept).float())
+    pruned = graph.program.run((x,), torch.tensor(solution.kept).float())
     assert (pruned.argmax(1) == y).all()
     for seed in range(20):
         kept = np.random.default_rng(seed).random(graph.n_units) < 0.8
@@ -180,7 +181,7 @@ def test_norm_by_fourier_transform_bounds_the_convolution(
     torch.manual_seed(seed)
     conv = nn.Conv2d(2, 3, kernel, stride, padding, dilation, bias=False).double()
     basis = torch.eye(2 * side * side, dtype=torch.float64).reshape(-1, 2, side, side)
-    true = float(torch.linalg.matrix_norm(conv(basis).flatten(1), 2))
+    true = float(torch.linalg.matrix_norm(conv(basis).detach().flatten(1), 2))
     bound = convolution_norm(conv.weight.detach().numpy(), (side, side), (padding, padding), (dilation, dilation))
     assert true <= bound
 

@@ -95,10 +95,10 @@ class NeuronGap(Record):
 
     def quadratic(self, kept: np.ndarray) -> np.ndarray:
         """T2: bounds (M,) on the rms gaps of masks (M, n)."""
-        if not self.factors:
+        if not len(self.margins):
             raise DataError("a gap over a ball has no data to average over: use deterministic()")
         z = (~np.asarray(kept, dtype=bool)).astype(np.float64)
-        return np.asarray(sum(np.linalg.norm(z @ f.T, axis=1) for f in self.factors))
+        return np.asarray(sum((np.linalg.norm(z @ f.T, axis=1) for f in self.factors), np.zeros(len(z))))
 
     def random(self, keep: float | np.ndarray, delta: float, tail: str = "best") -> GapBound:
         """T5: units stay independently with probability ``keep`` (one number or (n,)); see :func:`sum_bound`."""

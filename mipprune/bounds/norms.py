@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -57,7 +58,8 @@ def convolution_norm(
     shape = tuple(h + p for h, p in zip(spatial, padding))
     placed = np.zeros((*kernel.shape[:2], *shape))
     places = [(d * np.arange(k)) % m for d, k, m in zip(dilation, kernel.shape[2:], shape)]
-    np.add.at(placed, (slice(None), slice(None), *np.ix_(*places)), kernel)
+    where: Any = (slice(None), slice(None), *np.ix_(*places))
+    np.add.at(placed, where, kernel)
     transform = np.fft.rfftn(placed, axes=range(2, kernel.ndim)).reshape(*kernel.shape[:2], -1)
     return float(np.linalg.norm(np.moveaxis(transform, -1, 0), ord=2, axis=(1, 2)).max()) * (1 + _ROUNDING)
 

@@ -77,11 +77,17 @@ def validate_neurons(
     random = gap.random(keep, delta)
     within = real <= random.values
     some = rms > slack
+    usual = np.quantile(real, 1 - delta, axis=0)
     return Validation(
         n_masks=n_masks, n_samples=len(samples), delta=delta,
         violations=int((real > linear + slack).sum() + (rms > quadratic + slack).sum()),
         coverage=float(within.mean()), lowest_coverage=float(within.mean(0).min()),
-        loose_linear=float(np.median((linear / np.maximum(real, 1e-300))[real > slack])),
-        loose_quadratic=float(np.median(quadratic[some] / rms[some])),
-        loose_random=float(np.median(random.values / np.maximum(np.quantile(real, 1 - delta, axis=0), 1e-300))),
+        loose_linear=_median(linear[real > slack], real[real > slack]),
+        loose_quadratic=_median(quadratic[some], rms[some]),
+        loose_random=_median(random.values[usual > slack], usual[usual > slack]),
     )
+
+
+def _median(bound: np.ndarray, measured: np.ndarray) -> float:
+    """Median of bound / measured; NaN where nothing moved."""
+    return float(np.median(bound / measured)) if len(measured) else float("nan")

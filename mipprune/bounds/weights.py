@@ -88,8 +88,8 @@ class WeightMasks:
     def after(self, weights: Mapping[str, np.ndarray]) -> GapBound:
         """T4, for pruned weights that are known: ``sum_l min(G^_l |D_l h_l|, |A^_l |D_l h_l||)`` with ``D = W^ - W``.
 
-        Ours, in the spirit of 2105.10065: unroll ``d_l = W^_l d_(l-1) + D_l h_(l-1)``, h of the dense network; G^ and A^
-        are norms and absolute path sums of the *pruned* network behind layer l (:func:`backward_gains`).
+        Ours, in the spirit of 2105.10065: unroll ``d_l = W^_l d_(l-1) + D_l h_(l-1)``, h of the dense network; G^ and
+        A^ are norms and absolute path sums of the *pruned* network behind layer l (:func:`backward_gains`).
         """
         gains, paths = backward_gains(self.changed(weights))
         total = np.zeros(self.n_samples)
@@ -109,8 +109,8 @@ class WeightMasks:
         Ours, in the spirit of 2105.10065.  As in T4 with ``E W^ = W``.  Each layer's ``|D h|``: a sum of independent
         zero-mean vectors ``(xi / p - 1) w B_w h`` (B_w: where the weight stands), by Bernstein's inequality in Hilbert
         space, ``P(|S| >= t) <= 2 exp(-t^2 / (2 v + 2 L t / 3))`` (Pinelis 1994).  Norms behind it: ``|W^| <= |W| +
-        |D|``, |D| by the matrix Bernstein inequality (Tropp 2012, Theorem 1.6), ``P(|D| >= t) <= (m + n) exp(-t^2 / (2 v
-        + 2 L t / 3))``, v = (1 - p) / p times the largest squared row or column norm, as no weight stands twice in a
+        |D|``, |D| by the matrix Bernstein inequality (Tropp 2012, Theorem 1.6), ``P(|D| >= t) <= (m + n) exp(-t^2 /
+        (2 v + 2 L t / 3))``, v = (1 - p) / p times the largest squared row or column norm, as no weight stands twice in a
         row or column.  A union bound gives each event the same share of delta; ties between layers don't matter to it.
         """
         if not 0 < keep <= 1:
@@ -192,9 +192,9 @@ def weight_gap(model: nn.Module | UnitGraph, data: Any, masks: Masks) -> GapBoun
 def removed_norm(removed: float, scale: float = 1.0, rule: str = "magnitude") -> float:
     """Limit of ``|W^ - W|`` as d grows, for W (d, d) with independent entries uniform on ``+-scale / sqrt d``.
 
-    The removed entries are independent with mean 0 and variance s^2 / d, so the norm goes to 2 s: s^2 is ``q^3 scale^2 /
-    3`` when the smallest share q = ``removed`` goes, ``q scale^2 / 3`` when any go ("random"): 2 K q^(3/2) / sqrt 3 and
-    2 K q^(1/2) / sqrt 3.
+    The removed entries are independent with mean 0 and variance s^2 / d, so the norm goes to 2 s.  s^2 is
+    ``q^3 scale^2 / 3`` when the smallest share q = ``removed`` goes and ``q scale^2 / 3`` when any go ("random"), which
+    gives ``2 K q^(3/2) / sqrt 3`` and ``2 K q^(1/2) / sqrt 3``.
     """
     if not 0 <= removed <= 1:
         raise BudgetError(f"removed: expected a share from 0 to 1, got {removed}")

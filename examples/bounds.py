@@ -1,0 +1,92 @@
+"""Bound beside measured gap over keep rate, depth and width, on digits perceptrons: a table and a plot.
+
+Run: python examples/bounds.py [--out bounds.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import nn
+
+import mipprune as mp
+from mipprune.datasets import load_split
+from mipprune.records import write_json_atomic
+
+MASKS, SAMPLES, EPOCHS = 300, 64, 15
+
+
+def network(depth: int, width: int, seed: int = 0) -> nn.Module:
+    """A digits perceptron with ``depth`` hidden layers, trained with weight decay."""
+    torch.manual_seed(seed)
+    sizes = [64] + [width] * depth
+    layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Linear(width, 10))
+    x, y = load_split("digits_flat").train
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.05)
+    for _ in range(EPOCHS):
+        for rows in torch.randperm(len(x)).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+    return model.eval()
+
+
+def row(model: nn.Module, keep: float) -> dict[str, float]:
+    """Bounds and measured gaps (means over samples) at one keep rate."""
+    x, y = load_split("digits_flat").calibration
+    data = x[:SAMPLES], y[:SAMPLES]
+    graph = mp.trace(model, x[:1])
+    gap = mp.bounds.neuron_gap(graph, data)
+    found = mp.bounds.validate_neurons(graph, data, keep=keep, n_masks=MASKS, gap=gap)
+    kept = np.random.default_rng(0).random((MASKS, graph.n_units)) < keep
+    real = mp.bounds.measured_gaps(graph, data[0], kept)
+    rms = np.sqrt((real**2).mean(1))
+    return {
+        "violations": found.violations, "coverage": found.lowest_coverage, "T1": found.loose_linear,
+        "T2": found.loose_quadratic, "T5": found.loose_random, "measured": float(rms.mean()),
+        "bound": float(gap.quadratic(kept).mean()), "random": gap.random(keep, 0.05).rms,
+    }
+
+
+def main() -> None:
+    """Run the three grids, print and store their tables, draw the plot."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("bounds.json"))
+    out = parser.parse_args().out
+    torch.set_num_threads(1)
+    grids = {
+        "keep rate": {keep: (1, 64, keep) for keep in (0.5, 0.7, 0.8, 0.9, 0.95)},
+        "hidden layers": {depth: (depth, 64, 0.8) for depth in (1, 2, 3, 4)},
+        "width": {width: (2, width, 0.8) for width in (16, 32, 64, 128)},
+    }
+    results = {name: {str(key): row(network(depth, width), keep) for key, (depth, width, keep) in grid.items()}
+               for name, grid in grids.items()}
+    for name, found in results.items():
+        print(f"| {name} | T1 | T2 | T5 | violations | lowest coverage |\n|---|---|---|---|---|---|")
+        for key, r in found.items():
+            loose = f"{r['T1']:.1f} | {r['T2']:.2f} | {r['T5']:.1f}"
+            print(f"| {key} | {loose} | {r['violations']} | {r['coverage']:.2f} |")
+    write_json_atomic(out, results)
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, (name, found) in zip(figure.subplots(1, 3), results.items(), strict=True):
+        # colours of Okabe and Ito, and markers, so that no one needs to tell colours apart
+        styles = (("measured", "measured", "#000000", "o"), ("bound", "bound T2", "#0072B2", "s"),
+                  ("random", "bound T5, 95%", "#D55E00", "^"))
+        for key, label, colour, marker in styles:
+            places, heights = [float(k) for k in found], [r[key] for r in found.values()]
+            axis.plot(places, heights, color=colour, marker=marker, label=label)
+        axis.set(xlabel=name, yscale="log", ylabel="rms gap of the logits")
+    axis.legend(fontsize=7, frameon=False)
+    figure.savefig(out.with_suffix(".png"), dpi=120)
+
+
+if __name__ == "__main__":
+    main()

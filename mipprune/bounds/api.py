@@ -1,0 +1,79 @@
+"""Random pruning in one call, and the smallest keep rate or width at which a bound holds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from ..errors import BudgetError, InfeasibleError
+from ..graph import UnitGraph
+from .gap import GapBound, NeuronGap, neuron_gap
+from .tails import bernstein
+from .weights import WeightMasks
+
+__all__ = ["keep_for", "random_pruning", "width_for"]
+
+
+def random_pruning(
+    model: nn.Module | UnitGraph, data: Any, *, keep: float, delta: float = 0.05, what: str = "neurons"
+) -> GapBound:
+    """Bound that holds with probability 1 - ``delta`` when each neuron (T5) or weight (T6, divided by ``keep`` if it
+    stays) is kept independently with probability ``keep``.  ``what``: ``"neurons"`` or ``"weights"``.
+    """
+    if what == "neurons":
+        return neuron_gap(model, data).random(keep, delta)
+    if what == "weights":
+        return WeightMasks(model, data).rescaled(keep, delta)
+    raise BudgetError(f"what must be 'neurons' or 'weights', got {what!r}")
+
+
+def keep_for(gap: NeuronGap, eps: float, delta: float, tolerance: float = 1e-4) -> float:
+    """A keep rate, the smallest but for ``tolerance`` that bisection finds, whose T5 bound on the rms gap is at most
+    ``eps``.  What is returned meets it.
+
+    Raises:
+        InfeasibleError: even a keep rate within ``tolerance`` of 1 doesn't.
+    """
+    low, high = 0.0, 1.0 - tolerance
+    nearest = gap.random(high, delta).rms
+    if nearest > eps:
+        raise InfeasibleError(f"eps={eps}: the bound is {nearest:.3g} even at keep={high}", requirement="eps",
+                              nearest=nearest)
+    while high - low > tolerance:
+        middle = (low + high) / 2
+        low, high = (low, middle) if gap.random(middle, delta).rms <= eps else (middle, high)
+    return high
+
+
+def width_for(
+    eps: float, delta: float, *, depth: int, exponent: float, scale: float = 1.0, rule: str = "magnitude",
+    largest: int = 10**9,
+) -> int:
+    """The smallest power of two d at which magnitude or random pruning is proved to cost at most ``eps``.
+
+    ``depth`` square ReLU layers without bias, weights independent and uniform on ``+-scale / sqrt d``; a share
+    ``q = d ** -exponent`` of them goes, "magnitude": those below the law's q-quantile, "random": each with probability q.  Holds
+    with probability 1 - delta over the weights for every ``|x| <= 1``.  Ours, in the spirit of 2105.10065: the removed
+    and the remaining weights of a layer are independent with mean 0, so the matrix Bernstein inequality bounds ``|D|``
+    and ``|W^|``, and also the dense ``|W|``, each with an equal share of delta; the gap is at most ``sum_l |W^|^(L-l)
+    |D| |W|^(l-1)``.
+    """
+    if not (eps > 0 and 0 < delta < 1 and depth >= 1 and 0 < exponent < 1 and scale > 0):
+        raise BudgetError("expected eps, scale > 0, delta and exponent between 0 and 1, depth at least 1")
+    if rule not in ("magnitude", "random"):
+        raise BudgetError(f"rule must be 'magnitude' or 'random', got {rule!r}")
+    d = 2
+    while d <= largest:
+        q = d**-exponent
+        lg = math.log(2 * d * 3 * depth / delta)
+        edge = scale / math.sqrt(d)
+        power = 3 if rule == "magnitude" else 1
+        dense = bernstein(scale**2 / 3, edge, lg)
+        left = bernstein(scale**2 / 3 * (1 - q**power), edge, lg)
+        gone = bernstein(scale**2 / 3 * q**power, edge * (q if rule == "magnitude" else 1.0), lg)
+        if gone * sum(left ** (depth - k) * dense ** (k - 1) for k in range(1, depth + 1)) <= eps:
+            return d
+        d *= 2
+    raise InfeasibleError(f"eps={eps}: no width up to {largest} is enough", requirement="eps")
