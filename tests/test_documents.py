@@ -184,6 +184,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_demo_writes_every_run(demo: Path) -> None:
     runs = json.loads((demo / "result.json").read_text())["runs"]
     assert [(r["model"], r["task"]) for r in runs] == [
@@ -200,6 +201,7 @@ def test_demo_writes_every_run(demo: Path) -> None:
         assert math.isfinite(run["seconds"])
 
 
+@pytest.mark.slow
 def test_demo_files_rebuild_the_networks(demo: Path) -> None:
     for name, make in (("mlp", digits_mlp), ("cnn", DigitsCNN)):
         for task in ("tolerance", "macs50"):

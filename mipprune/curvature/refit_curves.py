@@ -21,8 +21,9 @@ class RefitCurve(Record):
 
     Attributes:
         order: int64 (n,): units within the group in the order of removal; the last one stays longest.
-        error: float64 (n,): entry r is the predicted KL in nats once ``order[:r]`` are gone and their readers refitted.
-        lower: float64 (n,): no choice of r units has a smaller predicted KL.
+        error: float64 (n + 1,): entry r is the predicted KL in nats once ``order[:r]`` are gone and their readers
+            refitted.
+        lower: float64 (n + 1,): no choice of r units has a smaller predicted KL.
     """
 
     order: np.ndarray
@@ -120,15 +121,12 @@ def _eliminate(group: UnitGroup, readers: list[_Reader], pinned: np.ndarray) -> 
     alive = np.arange(n)
     # arrays are copied: elimination shrinks them
     states = [(r.inverse.copy(), r.weight.copy(), r.columns.copy()) for r in readers]
-    error, order = np.zeros(n), []
-    lower = np.zeros(n)
+    error, order = np.zeros(n + 1), []
+    lower = np.zeros(n + 1)
     for removed in range(n):
         scores = sum((_scores(*state) for state in states), np.zeros(len(alive)))
         if removed == 0:
-            lower[1:] = np.sort(scores)[: n - 1]
-        if removed == n - 1:
-            order.append(int(alive[0]))
-            break
+            lower[1:] = np.sort(scores)
         free = np.where(pinned[alive], np.inf, scores)
         if not np.isfinite(free).any():  # only pinned units are left: any order will do, no size below is allowed
             order += alive.tolist()

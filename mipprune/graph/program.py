@@ -49,6 +49,9 @@ class Program:
         self.n_units = 0
         #: (node, which of its integer arguments, units along the dimension whose length it is; -1: not prunable)
         self.lengths: list[tuple[str, int, np.ndarray]] = []
+        #: node -> for each of its results the dimension that units lie along and their groups; only where every entry
+        #: of every result belongs to a unit
+        self.carried: dict[str, list[tuple[int, frozenset[int]]]] = {}
         self.batch_dims = {n.name: _batch_dims(n.meta.get("val")) for n in captured.nodes}
         self.batch_dims |= dict.fromkeys(captured.inputs, 0)
 
@@ -73,6 +76,15 @@ class Program:
         """Numbers of all units that ``node`` reads, whichever argument they come by."""
         found = [read.units[read.units < self.n_units].numpy() for read in self._reads.get(node.name, ())]
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+
+    def sums_over(self, node: fx.Node, arguments: Set[str]) -> bool:
+        """Whether ``node`` reads units in each of ``arguments`` (node names) in a product: nothing counts as 0."""
+        reads = self._reads.get(node.name, [])
+        if any(read.masked is not None for read in reads):
+            return False
+        if "matmul" in str(node.target) or "einsum" in str(node.target) or "bmm" in str(node.target):
+            return bool(reads)  # noted once for both factors
+        return arguments <= {argument_of(node.args, read.argument).name for read in reads}
 
     def reads(self, node: str, units: slice) -> bool:
         """Whether the operation ``node`` reads any unit of ``units``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import networkx as nx
 import numpy as np
@@ -32,6 +32,8 @@ class UnitGroup:
         consumers: module paths of the layers that read them.
         size: number of units.
         offset: number of the group's first unit; units are numbered group by group.
+        fewest: 0 if all of the units may leave (see :func:`mipprune.allow_empty`), else 1.
+        needed: why at least one unit has to stay, where that was looked into.
     """
 
     name: str
@@ -39,6 +41,8 @@ class UnitGroup:
     consumers: tuple[str, ...]
     size: int
     offset: int
+    fewest: int = 1
+    needed: str = ""
 
     @property
     def units(self) -> slice:
@@ -139,6 +143,7 @@ class UnitGraph:
         lines = [f"{type(self.model).__name__}: {self.n_units} units in {len(self.groups)} groups, "
                  f"{self.params():,} params, {self.macs():,} MACs"]
         lines += [f"  {g.name}: {g.size} units; made by {', '.join(g.producers)}; read by {', '.join(g.consumers)}"
+                  + ("; may be emptied" if g.fewest == 0 else f"; keeps one: {g.needed}" if g.needed else "")
                   for g in self.groups]
         lines += [f"  {p.module}: {p.n_units} outputs not prunable: {p.reason}" for p in self.pinned]
         return "\n".join(lines)
@@ -174,10 +179,32 @@ def build_units(
     program.bind(context.edges, [numbered(edge.labels) for edge in context.edges], costs.n_units)
     program.lengths = [(node, at, units) for node, at, labels in context.lengths
                        if ((units := numbered(labels)) >= 0).any()]
+    program.carried = _carried(context, numbered, costs.group_of_unit)
     repaired = tuple(_attribute_site(form, number) for form in attributes)
     repaired = tuple(site for site in repaired if len(site.units))
     pinned = _pinned(model, context, components, number)
     return UnitGraph(model, groups, pinned, costs, sites, repaired, program, coupling)
+
+
+def _carried(
+    context: Context, numbered: Callable[[torch.Tensor], np.ndarray], group_of_unit: np.ndarray
+) -> dict[str, list[tuple[int, frozenset[int]]]]:
+    """Where whole values belong to units: see :attr:`Program.carried`."""
+    out: dict[str, list[tuple[int, frozenset[int]]]] = {}
+    for node in context.captured.nodes:
+        found = context.values[node.name]
+        results = found if isinstance(found, tuple) else (found,)
+        carried = []
+        for value in results:
+            labels = value.labels if isinstance(value, Value) else torch.zeros(0)
+            dim = next((d for d in range(labels.ndim)
+                        if labels.shape[d] > 1 and bool((labels != labels.narrow(d, 0, 1)).any())), None)
+            if dim is None or (units := np.unique(numbered(labels)))[0] < 0:
+                break
+            carried.append((dim, frozenset(group_of_unit[units].tolist())))
+        else:
+            out[node.name] = carried
+    return out
 
 
 def _attribute_site(found: AttributeForm, number: np.ndarray) -> AttributeSite:

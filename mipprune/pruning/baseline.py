@@ -7,7 +7,7 @@ import numpy as np
 from ..costs import CostModel
 from ..errors import InfeasibleError
 from ..graph import UnitGraph
-from .multiples import allowed_counts, width_steps
+from .multiples import allowed_counts, least_counts, width_steps
 
 __all__ = ["magnitude_mask", "unit_magnitudes"]
 
@@ -39,9 +39,12 @@ def magnitude_mask(
         InfeasibleError: even the smallest network allowed exceeds a limit.
     """
     costs = graph.costs
-    fewest = np.maximum(costs.counts(keep), np.minimum(min_keep, costs.sizes))
-    allowed = allowed_counts(costs.sizes, fewest, width_steps(graph, multiple))
-    fewest = np.array([counts[0] for counts in allowed], dtype=np.int64)
+    steps = width_steps(graph, multiple)
+    for floor in (np.minimum(min_keep, costs.sizes), least_counts(graph, min_keep)):
+        allowed = allowed_counts(costs.sizes, np.maximum(costs.counts(keep), floor), steps)
+        fewest = np.array([counts[0] for counts in allowed], dtype=np.int64)
+        if _fits(costs, limits, fewest):
+            break  # no group is emptied without need
     _refuse_impossible(costs, limits, fewest)
     low, high = 0.0, 1.0
     for _ in range(40):

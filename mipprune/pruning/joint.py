@@ -23,11 +23,12 @@ class JointProblem:
         kept: bool (n,): units that are still there.
         pinned: bool (n,): units that stay.
         limits: resource -> largest cost.
+        min_keep: fewest units of every group, one number or int64 (G,).
     """
 
     def __init__(
         self, gradient: np.ndarray, curvature: np.ndarray, costs: CostModel, limits: dict[str, int], kept: np.ndarray,
-        pinned: np.ndarray, min_keep: int,
+        pinned: np.ndarray, min_keep: int | np.ndarray,
     ) -> None:
         self.g, self.h, self.costs, self.limits = gradient, curvature, costs, limits
         self.start, self.pinned = kept, pinned

@@ -9,7 +9,7 @@ import numpy as np
 from ..graph import UnitGraph
 from ..solver.curve import LADDER
 
-__all__ = ["allowed_counts", "searched_counts", "width_steps"]
+__all__ = ["allowed_counts", "least_counts", "searched_counts", "width_steps"]
 
 
 def width_steps(graph: UnitGraph, multiple: int) -> np.ndarray:
@@ -27,6 +27,12 @@ def width_steps(graph: UnitGraph, multiple: int) -> np.ndarray:
     return np.array([multiple // math.gcd(multiple, each) for each in first], dtype=np.int64)
 
 
+def least_counts(graph: UnitGraph, min_keep: int) -> np.ndarray:
+    """Fewest units of every group, int64 (G,): ``min_keep``, or 0 where :func:`mipprune.allow_empty` said so."""
+    may_empty = np.array([group.fewest == 0 for group in graph.groups], dtype=bool)
+    return np.where(may_empty, 0, np.minimum(min_keep, graph.costs.sizes))
+
+
 def allowed_counts(sizes: np.ndarray, fewest: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, ...]:
     """Per group, the multiples of its step from ``fewest`` on, and its whole size: int64, ascending.
 
@@ -34,7 +40,7 @@ def allowed_counts(sizes: np.ndarray, fewest: np.ndarray, steps: np.ndarray) -> 
     """
     out = []
     for size, least, step in zip(sizes.tolist(), fewest.tolist(), steps.tolist(), strict=True):
-        counts = np.arange(step, size + 1, step)
+        counts = np.arange(0, size + 1, step)
         out.append(np.union1d(counts[counts >= least], [size]).astype(np.int64))
     return tuple(out)
 

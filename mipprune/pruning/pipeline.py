@@ -19,6 +19,7 @@ from ..graph import UnitGraph, trace
 from ..latency import LatencyComparison, with_latency
 from ..solver import Solution
 from ..surgery import PrunePlan, verify
+from ..surgery import allow_empty as find_emptiable
 from .baseline import magnitude_mask
 from .certificate import certify_accuracy
 from .diagnosis import diagnose
@@ -60,6 +61,7 @@ def prune(
     pin: Iterable[str] = (),
     ignore: Sequence[str] = (),
     min_keep: int = 1,
+    allow_empty: bool = False,
     multiple: int = 1,
     surrogate: str | None = None,
     stages: int | None = None,
@@ -94,6 +96,8 @@ def prune(
         pin: module paths of layers to leave alone.
         ignore: module paths in which an operation without a rule pins what reaches it, instead of being an error.
         min_keep: fewest units to keep in every group, at least 1.
+        allow_empty: groups may lose every unit where the input has a way around them (residual branches, all heads of
+            an attention), see :func:`mipprune.allow_empty`; ``min_keep`` doesn't hold for these.
         multiple: kept widths are multiples of this (8 suits most hardware); a group keeps all its units where it has
             fewer, and may always keep all.
         surrogate: ``"refit"``: what removals cost after the layers that read the units are refitted
@@ -144,7 +148,7 @@ def prune(
         raise ConfigError("surrogate='joint' takes budgets; with a tolerance use 'refit' or 'quadratic'")
     if surrogate == "joint" and multiple > 1:
         raise ConfigError("surrogate='joint' knows no width multiples; use 'refit' or 'quadratic'")
-    graph, calibration, held_out = prepare(model, data, holdout, example_input, seed, ignore)
+    graph, calibration, held_out = prepare(model, data, holdout, example_input, seed, ignore, allow_empty)
     unseen = None if validation is None else as_data(validation, graph, "validation data")
     repairer = Repairer(graph, calibration, calibration if unseen is None else unseen, tuple(repair))
     allowed = graph.units_of(layers) if layers is not None else np.ones(graph.n_units, dtype=bool)
@@ -217,7 +221,8 @@ def _check_options(
 
 
 def prepare(
-    model: nn.Module, data: Any, holdout: Any, example_input: Any, seed: int, ignore: Sequence[str] = ()
+    model: nn.Module, data: Any, holdout: Any, example_input: Any, seed: int, ignore: Sequence[str] = (),
+    may_empty: bool = False,
 ) -> tuple[UnitGraph, LabelledData, LabelledData]:
     """Trace, read the data, and set the held-out part aside before anything looks at it."""
     if not isinstance(model, nn.Module):
@@ -229,6 +234,7 @@ def prepare(
         raise DataError("calibration data is empty")
     example = example_input if example_input is not None else tuple(x[:1] for x in samples.inputs)
     graph = trace(model, example, ignore=ignore)
+    graph = find_emptiable(graph, example) if may_empty else graph
     calibration = as_data(samples, graph)
     if isinstance(holdout, (int, float)) and not isinstance(holdout, bool):
         if not 0 < holdout < 1:

@@ -21,7 +21,7 @@ from ..records import Record, frozen_array
 from ..solver import Recombination, SizeCurve, recombine, size_curves
 from .joint import JointProblem
 from .measure import Quality, measure
-from .multiples import allowed_counts, searched_counts, width_steps
+from .multiples import allowed_counts, least_counts, searched_counts, width_steps
 from .repairing import Repairer, RepairStep
 from .surrogates import layer_surrogates, refit_size_curves
 from .widths import TEMPERATURE, RefitOracle, WidthSearch
@@ -96,10 +96,14 @@ class Searcher:
     _refit_curves: list[RefitCurve] | None = None
 
     @property
+    def floor(self) -> np.ndarray:
+        """``min_keep``, or 0 for groups that may be emptied: int64 (G,)."""
+        return least_counts(self.graph, self.min_keep)
+
+    @property
     def fewest(self) -> np.ndarray:
-        """Fewest units that every group must keep: int64 (G,)."""
-        costs = self.graph.costs
-        return np.maximum(np.minimum(self.min_keep, costs.sizes), costs.counts(self.pinned))
+        """Fewest units that every group must keep, pinned ones among them: int64 (G,)."""
+        return np.maximum(self.floor, self.graph.costs.counts(self.pinned))
 
     @functools.cached_property
     def steps(self) -> np.ndarray:
@@ -139,7 +143,7 @@ class Searcher:
         """
         self.tick("measuring")
         if self.surrogate == "refit":
-            return refit_size_curves(self.refit_curves(), self.pinned, self.min_keep)
+            return refit_size_curves(self.refit_curves(), self.fewest)
         surrogates = layer_surrogates(self.surrogate, self.graph, self.data, kept, self.seed)
         self.tick("solving layers")
         limit = self.remaining()
@@ -149,7 +153,7 @@ class Searcher:
             for sizes, count, step in zip(self.allowed, counts, self.steps, strict=True)
         ]
         curves = size_curves(
-            surrogates, searched, min_keep=[min(self.min_keep, group.size) for group in groups],
+            surrogates, searched, min_keep=[int(least) for least in self.floor],
             keep=[self.pinned[group.units] for group in groups], remove=[~kept[group.units] for group in groups],
             max_nodes=max_nodes, n_jobs=self.n_jobs, seed=self.seed, time_limit=limit,
         )
@@ -269,7 +273,7 @@ def jointly(search: Searcher, limits: dict[str, int], stages: int, best: list[Ca
         now = {r: max(limit, _reachable(search, r)) for r, limit in now.items()} if step < stages else limits
         expansion = expand_gates(search.graph, search.data, kept, joint=True)
         problem = JointProblem(
-            expansion.gradient, expansion.joint, costs, now, kept, search.pinned, search.min_keep
+            expansion.gradient, expansion.joint, costs, now, kept, search.pinned, search.floor
         )
         found = problem.solve()
         after = search.truth(found)
@@ -286,7 +290,7 @@ def jointly(search: Searcher, limits: dict[str, int], stages: int, best: list[Ca
 def _reachable(search: Searcher, resource: str) -> int:
     """The cost of the smallest network allowed."""
     costs = search.graph.costs
-    return costs.cost(resource, np.maximum(np.minimum(search.min_keep, costs.sizes), costs.counts(search.pinned)))
+    return costs.cost(resource, search.fewest)
 
 
 def search_widths(search: Searcher, limits: dict[str, int], best: Candidate) -> Candidate:

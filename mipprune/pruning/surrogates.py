@@ -69,17 +69,18 @@ def layer_surrogates(kind: str, graph: UnitGraph, data: LabelledData, kept: np.n
     return SURROGATES[kind][0](graph, data, kept, seed)
 
 
-def refit_size_curves(curves: list[RefitCurve], pinned: np.ndarray, min_keep: int) -> list[SizeCurve]:
-    """Refit-aware curves in the form that :func:`~mipprune.solver.recombine` takes; every size was searched."""
-    out, offset = [], 0
-    for curve in curves:
+def refit_size_curves(curves: list[RefitCurve], fewest_of: np.ndarray) -> list[SizeCurve]:
+    """Refit-aware curves in the form that :func:`~mipprune.solver.recombine` takes; every size was searched.
+
+    ``fewest_of`` (int64 (G,)): fewest units of every group.
+    """
+    out = []
+    for curve, fewest in zip(curves, fewest_of.tolist(), strict=True):
         n = len(curve.order)
-        fewest = max(min(min_keep, n), int(pinned[offset : offset + n].sum()))
         counts = np.arange(n, fewest - 1, -1)
         removed = n - counts
         out.append(SizeCurve(
             counts=counts, masks=np.array([curve.mask(int(k)) for k in counts]), upper=curve.error[removed],
             fewest=fewest, all_lower=curve.lower[removed][::-1], termination="iteration_limit", seconds=0.0,
         ))
-        offset += n
     return out

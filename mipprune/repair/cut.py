@@ -10,7 +10,9 @@ import torch
 from torch import fx, nn
 
 from ..graph import UnitGraph
-from ..graph.capture import is_integer_node
+from ..graph.capture import is_integer_node, shape_at
+from ..graph.emptiness import gone_dims
+from ..graph.layers import named_arguments
 
 __all__ = ["CutNetwork"]
 
@@ -47,6 +49,9 @@ class CutNetwork:
         for node, at, units in graph.program.lengths:
             self._lengths.setdefault(node, {})[at] = int(np.where(units < 0, True, self.kept[units]).sum())
 
+        counts = graph.costs.counts(self.kept)
+        self._gone = gone_dims(graph.program, set(np.flatnonzero(counts == 0).tolist()))
+
     def _index(self, units: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.flatnonzero(np.where(units < 0, True, self.kept[units])))
 
@@ -68,8 +73,7 @@ class CutNetwork:
         env: dict[str, Any] = dict(zip(captured.inputs, inputs, strict=True))
         for node in captured.nodes:
             if not is_integer_node(node):
-                lengths = self._lengths.get(node.name)
-                env[node.name] = self.graph.program.apply(node, env, tensors, len(inputs[0]), lengths)
+                env[node.name] = self._result(node, env, tensors, len(inputs[0]))
         return env[captured.output.name]
 
     @torch.no_grad()
@@ -82,4 +86,31 @@ class CutNetwork:
 
     def step(self, node: fx.Node, env: dict[str, Any], batch: int) -> Any:
         """Result of one operation on the values in ``env``."""
-        return self.graph.program.apply(node, env, self.tensors, batch, self._lengths.get(node.name))
+        return self._result(node, env, self.tensors, batch)
+
+    def _result(self, node: fx.Node, env: dict[str, Any], tensors: dict[str, torch.Tensor], batch: int) -> Any:
+        """Torch's kernels refuse width 0, or get it wrong: what is gone is made here, and a layer that reads only
+        such values puts out its bias.
+        """
+        if node.name in self._gone:
+            return _nothing(node.meta["val"], self._gone[node.name], env, batch)
+        if "conv" in str(node.target) and (given := named_arguments(node))["input"].name in self._gone:
+            weight, bias = tensors[given["weight"].name], given.get("bias")
+            shape = list(shape_at(node.meta["val"].shape, batch))
+            shape[1] = len(weight) if "transpose" not in str(node.target) else weight.shape[1] * given.get("groups", 1)
+            zeros = weight.new_zeros(shape)
+            return zeros if bias is None else zeros + tensors[bias.name].reshape(-1, *[1] * (len(shape) - 2))
+        return self.graph.program.apply(node, env, tensors, batch, self._lengths.get(node.name))
+
+
+def _nothing(value: Any, dims: tuple[int, ...], env: dict[str, Any], batch: int) -> Any:
+    """Tensors of a traced result's shape, but width 0 along the dimensions that units lie along."""
+    device = next(x.device for x in env.values() if isinstance(x, torch.Tensor))
+    like = next((x for x in env.values() if isinstance(x, torch.Tensor) and x.is_floating_point()), None)
+    made = []
+    for result, dim in zip(value if isinstance(value, (tuple, list)) else [value], dims, strict=True):
+        shape = list(shape_at(result.shape, batch))
+        shape[dim] = 0
+        dtype = like.dtype if like is not None and result.is_floating_point() else result.dtype
+        made.append(torch.zeros(shape, dtype=dtype, device=device))
+    return tuple(made) if isinstance(value, (tuple, list)) else made[0]

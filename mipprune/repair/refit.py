@@ -151,6 +151,8 @@ class _Sweep:
 
     def _recalibrate(self, node: fx.Node) -> None:
         given = named_arguments(node)
+        if self.cut.tensors[given["running_mean"].name].numel() == 0:
+            return
         x = torch.cat([env[given["input"].name].transpose(0, 1).flatten(1) for env in self.envs], 1).double()
         _assign(self.cut.tensors[given["running_mean"].name], x.mean(1))
         _assign(self.cut.tensors[given["running_var"].name], x.var(1, correction=0))
@@ -158,9 +160,20 @@ class _Sweep:
     def _refit(self, layer: Layer) -> None:
         tensors = self.cut.tensors
         weight = tensors[layer.weight]
+        if len(weight) == 0:
+            return  # it makes nothing
         norm = _Norm(layer, self.cut) if layer.norm is not None else None
         towards_sum = layer.total is not None and layer.other.name in self.envs[0]  # type: ignore[union-attr]
         moments = self._moments(layer, norm, towards_sum)
+        if weight.numel() == 0:  # it reads nothing: its bias, or the norm behind it, takes the target's mean
+            mean = moments.t.flatten()
+            if layer.bias is not None:
+                _assign(tensors[layer.bias], mean)
+            if norm is not None:
+                norm.settle(torch.zeros_like(mean) if layer.bias is None else mean, mean)
+                self.norms.add(layer.norm.name)  # type: ignore[union-attr]
+            self.changed += 1
+            return
         groups = len(moments.xx)
         old = weight.double().reshape(groups, weight.shape[0] // groups, -1)
         centred = layer.bias is not None or norm is not None
@@ -181,13 +194,14 @@ class _Sweep:
         for number, (env, targets) in enumerate(zip(self.envs, self.dense.targets, strict=True)):
             t = targets[layer.total.name if towards_sum else layer.node.name]  # type: ignore[union-attr]
             grid = self.dense.grid(layer, t.shape, weight[0].numel(), number)
-            x = layer.design(env[layer.data], weight, grid)
+            x = layer.design(env[layer.data], weight, grid) if weight.numel() else None
             t = layer.on_grid(t, grid)
             if index is not None:
                 t = t.index_select(layer.channel_dim, index)
             if towards_sum:
                 t = t - layer.on_grid(env[layer.other.name], grid)  # type: ignore[union-attr]
-            t = layer.outputs(t, len(x))
+            t = layer.outputs(t, 1 if x is None else len(x))
+            x = t.new_zeros(1, 0, t.shape[2]) if x is None else x
             if towards_sum and norm is not None:
                 t = norm.before(t)
             count += x.shape[2]

@@ -17,6 +17,7 @@ from ..errors import PlanError
 from ..graph import UnitGraph
 from ..graph.attention_module import PrunableMultiheadAttention
 from ..records import Record, frozen_array, read_json
+from .hollow import hollow_out
 
 __all__ = ["AttributeRepair", "KeptUnits", "PrunePlan", "TensorCut", "ranges"]
 
@@ -85,8 +86,9 @@ class PrunePlan(Record):
         if kept.shape != (graph.n_units,):
             raise PlanError(f"expected a mask of {graph.n_units} units, got shape {kept.shape}")
         for group in graph.groups:
-            if not kept[group.units].any():
-                raise PlanError(f"the mask removes every unit of {group.name!r}; keep at least one (min_keep=1)")
+            if group.fewest > 0 and not kept[group.units].any():
+                raise PlanError(f"the mask removes every unit of {group.name!r}; keep at least one (min_keep=1), or "
+                                f"let mipprune.allow_empty(graph, x) say which groups may be emptied")
         groups = tuple(
             KeptUnits(g.name, g.producers, g.size, frozen_array(np.flatnonzero(kept[g.units]), np.int64))
             for g in graph.groups
@@ -171,6 +173,7 @@ class PrunePlan(Record):
             _set_attribute(small, repair)
         for module in small.modules():
             _repair_attributes(module)
+            hollow_out(module)
         return small
 
     def _replace_attentions(self, model: nn.Module) -> None:
@@ -215,9 +218,9 @@ class PrunePlan(Record):
         for what, size, kept in [(g.group, g.size, g.kept) for g in self.groups] + [
             (c.tensor, c.size, c.kept) for c in self.cuts
         ]:
-            if not np.issubdtype(kept.dtype, np.integer) or kept.ndim != 1 or len(kept) == 0:
+            if not np.issubdtype(kept.dtype, np.integer) or kept.ndim != 1:
                 raise PlanError(f"{what!r}: expected a list of kept indices")
-            if kept.min() < 0 or kept.max() >= size or (np.diff(kept) <= 0).any():
+            if (kept < 0).any() or (kept >= size).any() or (np.diff(kept) <= 0).any():
                 raise PlanError(f"{what!r}: kept indices must be ascending and lie in [0, {size})")
         return self
 
