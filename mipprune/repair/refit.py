@@ -158,6 +158,8 @@ class _Sweep:
     def _refit(self, layer: Layer) -> None:
         tensors = self.cut.tensors
         weight = tensors[layer.weight]
+        if weight.shape[0] == 0:
+            return  # an empty branch puts out nothing
         norm = _Norm(layer, self.cut) if layer.norm is not None else None
         towards_sum = layer.total is not None and layer.other.name in self.envs[0]  # type: ignore[union-attr]
         moments = self._moments(layer, norm, towards_sum)
@@ -180,7 +182,7 @@ class _Sweep:
         index = self.cut.kept_index(layer.weight, 0)
         for number, (env, targets) in enumerate(zip(self.envs, self.dense.targets, strict=True)):
             t = targets[layer.total.name if towards_sum else layer.node.name]  # type: ignore[union-attr]
-            grid = self.dense.grid(layer, t.shape, weight[0].numel(), number)
+            grid = self.dense.grid(layer, t.shape, weight.shape[1:].numel(), number)
             x = layer.design(env[layer.data], weight, grid)
             t = layer.on_grid(t, grid)
             if index is not None:
@@ -229,6 +231,8 @@ def _ridge(
     xx = m.xx - _outer(m.x, m.x) if centred else m.xx
     xt = m.xt - _outer(m.x, m.t) if centred else m.xt
     tt = m.tt - m.t**2 if centred else m.tt
+    if old.shape[2] == 0:  # an empty branch: the bias is all there is
+        return old, torch.zeros_like(m.t).flatten(), m.t.flatten()
     left = xt - xx @ old.mT  # covariance of the inputs with what the old weights leave over
     value, vector = torch.linalg.eigh(xx)
     value = value.clamp_min(0)
