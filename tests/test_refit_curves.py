@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import mipprune as mp
-from mipprune.curvature import output_metrics, refit_curves
+from mipprune.curvature import output_metrics, refit_curves, refit_errors
 from mipprune.game import LabelledData, as_data
 from mipprune.graph import UnitGraph, find_layers
 
@@ -72,6 +72,12 @@ def test_curves_are_least_squares_errors() -> None:
             assert curve.lower[removed] <= min(every) * (1 + 1e-4) + 1e-10
             assert curve.error[removed] <= np.median(every) * (1 + 1e-4) + 1e-10
         assert curve.lower[1] == pytest.approx(curve.error[1], rel=1e-6)
+        whole = weight @ x
+        empty = float((metric @ (whole @ whole.T)).trace() / x.shape[1] / 2)
+        assert curve.error[n] == pytest.approx(empty, rel=1e-4)
+        mixed = np.random.default_rng(0).random(graph.n_units) < 0.5
+        found = refit_errors(graph, data, mixed, ridge=1e-9)[graph.groups.index(group)]
+        assert found == pytest.approx(error(mixed[group.units]), rel=1e-4, abs=1e-10)
 
 
 def test_pinned_units_go_last() -> None:

@@ -14,14 +14,15 @@ from torch import nn
 
 import mipprune as mp
 from mipprune.costs import CostModel
-from mipprune.curvature import RefitCurve
+from mipprune.curvature import RefitCurve, refit_curves
 from mipprune.demo import train
 from mipprune.errors import BudgetError, ConfigError, DataError, InfeasibleError
 from mipprune.game import as_data
 from mipprune.pruning import search
 from mipprune.pruning.certificate import certify_accuracy, clopper_pearson_upper
 from mipprune.pruning.diagnosis import diagnose
-from mipprune.pruning.widths import RefitOracle, WidthSearch
+from mipprune.pruning.widths import RefitOracle, UnitExchange, WidthSearch
+from mipprune.repair import CutNetwork, DenseRun, refit_cut
 from mipprune.train import fine_tune
 
 
@@ -75,8 +76,8 @@ def test_a_repair_that_harms_is_not_taken(mlp: nn.Module, digits_flat: Any, monk
 
 
 def toy_curves(n: int) -> tuple[list[RefitCurve], CostModel]:
-    error = np.arange(n, dtype=float) ** 2
-    curve = RefitCurve(np.arange(n), error, np.zeros(n))
+    error = np.arange(n + 1, dtype=float) ** 2
+    curve = RefitCurve(np.arange(n), error, np.zeros(n + 1))
     model = nn.Sequential(nn.Linear(3, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 2))
     graph = mp.trace(model, torch.zeros(1, 3))
     return [curve, curve], graph.costs
@@ -127,6 +128,78 @@ def test_widths_that_are_not_allowed_are_not_tried() -> None:
     assert len(seen) > 3
     assert all(a in allowed[0] and b in allowed[1] and costs.cost("macs", np.array([a, b])) <= limit for a, b in seen)
     assert all(counts == widths.filled(counts))
+
+
+def test_exchanges_find_units_that_the_curves_order_hides() -> None:
+    curves, costs = toy_curves(8)
+    limit = costs.cost("macs", np.array([4, 4]))
+    worth = np.random.default_rng(0).permutation(16).astype(float)  # nothing to do with the curves
+    pinned = np.zeros(16, dtype=bool)
+    pinned[int(np.argmin(worth))] = True
+    seen: list[np.ndarray] = []
+
+    def oracle(kept: np.ndarray) -> float:
+        seen.append(costs.counts(kept))
+        assert kept[pinned].all()
+        return -float(worth[kept].sum())
+
+    widths = WidthSearch(curves, costs, {"macs": limit}, widths_from(curves, 2, 3), oracle)
+    start = widths.mask(np.array([4, 4])) | pinned
+    start[np.flatnonzero(start & ~pinned)[: start.sum() - 8]] = False
+    kept, loss = UnitExchange(widths, pinned, seed=1).run(start, oracle(start), 200)
+    assert loss == oracle(kept) < oracle(start) - 10
+    assert 3 < len(seen) <= 203
+    assert all(a >= 2 and b >= 3 and costs.cost("macs", np.array([a, b])) <= limit for a, b in seen)
+    best = max(worth[:8][np.argsort(worth[:8])[-a:]].sum() + worth[8:][np.argsort(worth[8:])[-b:]].sum()
+               for a in range(2, 9) for b in range(3, 9) if costs.cost("macs", np.array([a, b])) <= limit)
+    assert -loss >= 0.8 * best  # a local optimum
+    same = UnitExchange(widths, pinned, seed=1).run(start, oracle(start), 200)
+    assert (same[0] == kept).all()
+    assert UnitExchange(widths, pinned).run(start, oracle(start), 50, lambda: False)[1] == oracle(start)
+
+
+def test_exchanges_keep_to_allowed_widths() -> None:
+    curves, costs = toy_curves(8)
+    limit = costs.cost("macs", np.array([6, 6]))
+    allowed = [np.array([2, 4, 6, 8]), np.array([2, 4, 6, 8])]
+    seen: list[np.ndarray] = []
+    widths = WidthSearch(curves, costs, {"macs": limit}, allowed, lambda kept: seen.append(costs.counts(kept)) or 0.0)
+    UnitExchange(widths, np.zeros(16, dtype=bool)).run(widths.mask(np.array([6, 6])), 0.0, 40)
+    assert len(seen) > 3
+    assert all((counts % 2 == 0).all() for counts in seen)
+
+
+def test_an_empty_branch_is_refitted_to_a_constant() -> None:
+    torch.manual_seed(0)
+
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.up, self.down = nn.Linear(5, 6), nn.Linear(6, 4), nn.Linear(4, 6)
+            self.last = nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x).relu()
+            return self.last(x + self.down(self.up(x).relu()))
+
+    model, x = Branch().eval(), torch.randn(50, 5)
+    graph = mp.trace(model, x[:1])
+    data = as_data((x, torch.zeros(50, dtype=torch.int64)), graph)
+    group = next(g for g in graph.groups if g.name == "up")
+    kept = np.ones(graph.n_units, dtype=bool)
+    kept[group.units] = False
+    cut = CutNetwork(graph, kept)
+    refit_cut(cut, DenseRun(graph, data))
+    stream = model.first(x).relu()
+    mean = model.down(model.up(stream).relu()).mean(0)
+    expected = stream + mean  # the best that is left of the branch
+    bias = next(t for node, t in cut.tensors.items() if node.endswith("down_bias"))
+    torch.testing.assert_close(bias, mean.detach(), atol=1e-5, rtol=1e-5)
+    dense = model.last(stream + model.down(model.up(stream).relu()))
+    assert (cut.run((x,)) - dense).square().mean() <= (model.last(expected) - dense).square().mean() + 1e-6
+    curve = refit_curves(graph, data)[graph.groups.index(group)]
+    assert len(curve.error) == group.size + 1
+    assert curve.error[-1] >= curve.error[-2] > 0
 
 
 def test_the_oracle_judges_on_what_the_refit_did_not_see(mlp: nn.Module, digits_flat: Any) -> None:
@@ -186,7 +259,8 @@ def test_certificate_counts(mlp: nn.Module, digits_flat: Any) -> None:
 
 
 def test_accuracy_drop_goes_down_the_ladder(mlp: nn.Module, digits_flat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "WIDTH_EVALUATIONS", 3)
+    monkeypatch.setattr(search, "FEWEST_TRIALS", 3)
+    monkeypatch.setattr(search, "MOST_TRIALS", 3)
     drop = mp.AccuracyDrop(0.05, confidence=0.9)
     result = mp.prune(mlp, digits_flat.train, holdout=digits_flat.test, tolerance=drop, minimize="macs", progress=False)
     certificate = result.report.certificate

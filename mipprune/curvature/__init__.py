@@ -5,8 +5,8 @@ from .head import HeadFit, fit_linear_head
 from .hessian import CurvatureOperator, Sharpness, TopEigenvalues, hessian_top_eigenvalues, sharpness
 from .kronecker import KroneckerBlock, KroneckerFactors, kfac_factors, spectral_radius
 from .output_metric import output_metrics
-from .refit_curves import RefitCurve, refit_curves
+from .refit_curves import RefitCurve, refit_curves, refit_errors
 
 __all__ = ["CurvatureOperator", "GateExpansion", "HeadFit", "KroneckerBlock", "KroneckerFactors", "RefitCurve",
            "Sharpness", "TopEigenvalues", "expand_gates", "fit_linear_head", "hessian_top_eigenvalues", "kfac_factors",
-           "output_metrics", "refit_curves", "sharpness", "spectral_radius"]
+           "output_metrics", "refit_curves", "refit_errors", "sharpness", "spectral_radius"]

@@ -12,7 +12,7 @@ from ..graph import Layer, UnitGraph, UnitGroup, find_layers
 from ..records import Record, frozen_array
 from .output_metric import output_metrics
 
-__all__ = ["RefitCurve", "refit_curves"]
+__all__ = ["RefitCurve", "refit_curves", "refit_errors"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class RefitCurve(Record):
     Attributes:
         order: int64 (n,): units within the group in the order of removal; the last one stays longest.
         error: float64 (n + 1,): entry r is the predicted KL in nats once ``order[:r]`` are gone and their readers
-            refitted.
+            refitted; the last one is an empty branch's, of whose readers only the biases are left.
         lower: float64 (n + 1,): no choice of r units has a smaller predicted KL.
     """
 
@@ -66,11 +66,36 @@ def refit_curves(
         temperature: t of the softened KL divergence, which is multiplied by t^2 as in distillation.
     """
     pinned = np.zeros(graph.n_units, dtype=bool) if pinned is None else pinned
+    readers = _measured(graph, data, ridge, temperature, probes, seed)
+    return [_eliminate(g, readers[i], pinned[g.units]) for i, g in enumerate(graph.groups)]
+
+
+def refit_errors(
+    graph: UnitGraph, data: LabelledData, kept: np.ndarray, *, ridge: float = 1e-4, temperature: float = 1.0,
+    probes: int | None = None, seed: int = 0,
+) -> np.ndarray:
+    """The predicted KL of :func:`refit_curves` for a mask that isn't on the curves: float64 (groups,), in nats.
+
+    Args:
+        kept: bool (n_units,); every group is taken apart, as the curves do.
+    """
+    out = np.zeros(len(graph.groups))
+    readers = _measured(graph, data, ridge, temperature, probes, seed)
+    for i, group in enumerate(graph.groups):
+        for reader in readers[i]:
+            gone = reader.columns[~kept[group.units]].ravel()
+            own = reader.weight[:, gone].T
+            out[i] += (own * np.linalg.solve(reader.inverse[np.ix_(gone, gone)], own)).sum()
+    return out
+
+
+def _measured(
+    graph: UnitGraph, data: LabelledData, ridge: float, temperature: float, probes: int | None, seed: int
+) -> list[list[_Reader]]:
     layers = [layer for layer in find_layers(graph.program) if layer.groups == 1]
     metrics = output_metrics(graph, data, layers, temperature=temperature, probes=probes, seed=seed)
     metrics = {name: temperature**2 * metric for name, metric in metrics.items()}
-    readers = _readers(graph, data, layers, metrics, ridge)
-    return [_eliminate(g, readers[i], pinned[g.units]) for i, g in enumerate(graph.groups)]
+    return _readers(graph, data, layers, metrics, ridge)
 
 
 def _readers(

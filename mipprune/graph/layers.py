@@ -58,7 +58,7 @@ class Layer:
         ``grid`` takes the positions of a coarser grid only (of a convolution).
         """
         if self.is_linear:
-            return x.reshape(-1, x.shape[-1]).T[None]
+            return x.reshape(x.shape[:-1].numel(), x.shape[-1]).T[None]
         kernel = weight.shape[2:]
         p = _patches(x, kernel, self.stride, self._pad(kernel), self.dilation, grid)  # (N, C, K, T)
         n, c, k, t = p.shape
@@ -75,7 +75,7 @@ class Layer:
     def outputs(self, y: torch.Tensor, groups: int) -> torch.Tensor:
         """Outputs (of this layer's shape) as columns: shape (groups, m, R)."""
         if self.is_linear:
-            return y.reshape(-1, y.shape[-1]).T[None]
+            return y.reshape(y.shape[:-1].numel(), y.shape[-1]).T[None]
         return y.flatten(2).transpose(0, 1).reshape(groups, y.shape[1] // groups, -1)
 
     @property

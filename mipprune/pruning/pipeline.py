@@ -102,8 +102,8 @@ def prune(
             fewer, and may always keep all.
         surrogate: ``"refit"``: what removals cost after the layers that read the units are refitted
             (:func:`~mipprune.curvature.refit_curves`), and under a budget a search over widths that repairs and
-            measures every network it tries; ``"joint"``: one quadratic in the gates of all layers, expanded anew in
-            every stage, for budgets (:class:`~mipprune.pruning.joint.JointProblem`); or layer by layer
+            measures every network it tries, then one over units; ``"joint"``: one quadratic in all gates, expanded
+            anew in every stage, for budgets (:class:`~mipprune.pruning.joint.JointProblem`); or layer by layer
             ``"quadratic"``, ``"additive"``, ``"head"``, see
             :func:`mipprune.pruning.surrogates.layer_surrogates`.  By default ``"refit"`` if that is among the repairs
             and ``stages`` isn't asked for, else ``"joint"`` (budget) or ``"quadratic"`` (tolerance).
@@ -363,7 +363,7 @@ def _finish(
         pruned_calibration=pruned,
         verification=checked,
         repairs=repairs,
-        divergence=divergence(graph.model, small, data),
+        divergence=divergence(graph.model, _refitted(search, best.kept, small), search.repairer.judge),
         certificate=certify_accuracy(graph.model, small, held_out),
         diagnosis=diagnose(graph, best.kept, data),
         seconds=time.monotonic() - begin,
@@ -371,6 +371,12 @@ def _finish(
         latency=latency,
     )
     return PruneResult(small, plan, report)
+
+
+def _refitted(search: Searcher, kept: np.ndarray, small: nn.Module) -> nn.Module:
+    """The network of the repairs that the refit-aware curves speak of: without the head's own fit and what follows."""
+    names = [name for name in search.repairer.names if name in ("bn", "refit")]
+    return small if tuple(names) == search.repairer.names else search.repairer.deploy(kept, names)[0]
 
 
 def _objective(last: Stage | None, objective: str, spent: dict[str, int], true_drop: float) -> float:

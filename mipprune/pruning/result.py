@@ -59,8 +59,9 @@ class PruneReport(Record):
         dense_calibration, pruned_calibration: quality on the calibration data, which the selection saw.
         verification: masked network against the smaller one, before repair.
         repairs: what each repair did after surgery, on the data that judges them.
-        divergence: t^2 KL of the dense network to the pruned one at temperature t = 4 on the calibration data, in nats:
-            what the surrogate "refit" predicts.
+        divergence: t^2 KL at temperature t = 4 of the dense network to the pruned one after the repairs "bn" and
+            "refit", on the data that judge repairs, in nats: what the surrogate "refit" predicts.  On the data that the
+            refit was fitted to it would be lower than on any other.
         certificate: exact bounds from the held-out data.
         diagnosis: what each group's mask costs alone, before repair.
         seconds: wall-clock time of everything.
@@ -169,7 +170,7 @@ class PruneReport(Record):
             f"masked and pruned network agree to {self.verification.max_abs_diff:.2g}; {self.seconds:.1f} s in all",
         ]
         if self.surrogate == "refit":
-            lines.append(f"divergence from the dense network (softened, calibration data): predicted "
+            lines.append(f"divergence from the dense network after the refit (softened, data that judge): predicted "
                          f"{self.predicted_drop:.4g}, reached {self.divergence:.4g}")
         for step in self.repairs:
             lines.append(f"{step.name}: loss {step.loss:.4f}, accuracy {step.accuracy:.2%}"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import nn
 
-from ..curvature import RefitCurve, expand_gates, refit_curves
+from ..curvature import RefitCurve, expand_gates, refit_curves, refit_errors
 from ..game import LabelledData
 from ..graph import UnitGraph
 from ..records import Record, frozen_array
@@ -24,7 +24,7 @@ from .measure import Quality, measure
 from .multiples import allowed_counts, least_counts, searched_counts, width_steps
 from .repairing import Repairer, RepairStep
 from .surrogates import layer_surrogates, refit_size_curves
-from .widths import TEMPERATURE, RefitOracle, WidthSearch
+from .widths import TEMPERATURE, RefitOracle, UnitExchange, WidthSearch
 
 __all__ = ["Candidate", "Searcher", "Stage", "jointly", "search_widths", "tighten", "under_budget", "within_tolerance"]
 
@@ -33,7 +33,9 @@ TIGHTEN_NODES = 32
 #: With refits, networks of more units than this are recombined without the MIP, which would take longer than everything
 #: else; a search over repaired networks follows anyway.
 QUICK_ABOVE = 300
-#: Networks that the search over widths repairs and measures.
+#: Networks that the searches repair and measure: as many as this many multiply-adds (of the dense network, on all
+#: samples) pay for, within a range.  The first ones go to widths, what is left to exchanges of units.
+SEARCH_WORK, FEWEST_TRIALS, MOST_TRIALS = 4e10, 25, 200
 WIDTH_EVALUATIONS = 50
 
 
@@ -169,6 +171,11 @@ class Searcher:
             )
         return self._refit_curves
 
+    def predicted(self, kept: np.ndarray) -> float:
+        """What the refit-aware surrogate says of any mask, in nats."""
+        errors = refit_errors(self.graph, self.data, kept, temperature=TEMPERATURE, probes=2, seed=self.seed)
+        return float(errors.sum())
+
     def combine(self, curves: list[SizeCurve], **problem: object) -> Recombination:
         """Best sizes of all groups together."""
         self.tick("combining layers")
@@ -300,10 +307,17 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate) -> 
     curves = search.refit_curves()
     oracle = RefitOracle(search.graph, search.data, search.unseen)
     widths = WidthSearch(curves, costs, limits, search.allowed, oracle, search.seed)
-    counts, _ = widths.run(costs.counts(best.kept), WIDTH_EVALUATIONS, search.goes_on)
-    kept = widths.mask(counts)
+    trials = int(SEARCH_WORK / max(1, search.graph.macs() * len(search.data)))
+    trials = min(max(trials, FEWEST_TRIALS), MOST_TRIALS)
+    first = min(trials, WIDTH_EVALUATIONS)
+    counts, loss = widths.run(costs.counts(best.kept), first, search.goes_on)
+    exchange = UnitExchange(widths, search.pinned, search.seed)
+    kept, _ = exchange.run(widths.mask(counts), loss, trials - first, search.goes_on)
     last = best.stages[-1]
-    predicted = float(sum(c.error[len(c.order) - k] for c, k in zip(curves, counts, strict=True)))
+    if (kept == widths.mask(counts)).all():
+        predicted = float(sum(c.error[len(c.order) - k] for c, k in zip(curves, counts, strict=True)))
+    else:
+        predicted = search.predicted(kept)
     quality = search.truth(kept)
     stage = dataclasses.replace(
         last, kept=frozen_array(kept, bool), objective=predicted, surrogate_drop=predicted,

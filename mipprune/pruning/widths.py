@@ -15,7 +15,7 @@ from ..graph import UnitGraph
 from ..repair import CutNetwork, DenseRun, refit_cut
 from ..surgery.verify import first_tensor
 
-__all__ = ["RefitOracle", "WidthSearch", "divergence", "softened_divergence"]
+__all__ = ["RefitOracle", "UnitExchange", "WidthSearch", "divergence", "softened_divergence"]
 
 #: Softens the logits that networks are compared by: the wrong classes' ranking counts, not only the winner.
 TEMPERATURE = 4.0
@@ -47,7 +47,7 @@ class RefitOracle:
     def __init__(self, graph: UnitGraph, data: LabelledData, unseen: LabelledData | None) -> None:
         self.graph = graph
         first = max(1, 2 * len(data) // 3)
-        self.fit = DenseRun(graph, data.take(slice(0, first)), enough=64)
+        self.fit = DenseRun(graph, data.take(slice(0, first)), enough=16)
         rest = data.take(slice(first, None)) if len(data) > 1 else data
         parts = [rest] if unseen is None else [rest, unseen]
         self.inputs = tuple(torch.cat([p.inputs[i] for p in parts]) for i in range(len(data.inputs)))
@@ -118,7 +118,7 @@ class WidthSearch:
             for g, curve in enumerate(self.curves):
                 more = counts.copy()
                 more[g] = self._next(g, counts[g])
-                if more[g] > counts[g] and self._fits(more):
+                if more[g] > counts[g] and self.fits(more):
                     size = len(curve.order)
                     gain = curve.error[size - counts[g]] - curve.error[size - more[g]]
                     price = sum(self.costs.cost(r, more) - self.costs.cost(r, counts) for r in self.limits)
@@ -127,6 +127,10 @@ class WidthSearch:
                 return counts
             best = min(options)[1]
             counts[best] = self._next(best, counts[best])
+
+    def fits(self, counts: np.ndarray) -> bool:
+        """Whether the limits allow these widths."""
+        return all(self.costs.cost(r, counts) <= limit for r, limit in self.limits.items())
 
     def _exchanged(self, counts: np.ndarray, a: int, b: int, coarse: bool) -> np.ndarray | None:
         """Fewer of group ``a``, as many more of ``b`` as that pays for."""
@@ -138,7 +142,7 @@ class WidthSearch:
         grown = trial.copy()
         while (wider := self._next(b, grown[b])) > grown[b]:
             last, grown[b] = grown[b], wider
-            if not self._fits(grown):
+            if not self.fits(grown):
                 grown[b] = last
                 break
         return None if grown[b] == trial[b] else self.filled(grown)
@@ -146,9 +150,6 @@ class WidthSearch:
     def _next(self, group: int, count: int) -> int:
         """The next larger width that the group may have, or the present one if there is none."""
         return int(min(self.allowed[group][self.allowed[group] > count], default=count))
-
-    def _fits(self, counts: np.ndarray) -> bool:
-        return all(self.costs.cost(r, counts) <= limit for r, limit in self.limits.items())
 
     @staticmethod
     def _key(counts: np.ndarray) -> tuple[int, ...]:
@@ -159,3 +160,84 @@ class WidthSearch:
         if key not in self.seen:
             self.seen[key] = self.oracle(self.mask(counts))
         return self.seen[key]
+
+
+class UnitExchange:
+    """Random exchanges of single units, and of a few units of one group for those of another, judged by the oracle.
+
+    The curves' order around the dense network says little about which units a network of a tenth of its size should
+    have; this search starts from any mask and moves off that order.  A local search: no bound, and never worse than
+    its start by the oracle.
+
+    Args:
+        widths: curves, limits, allowed widths and the oracle.
+        pinned: bool (n_units,), units that stay.
+    """
+
+    def __init__(self, widths: WidthSearch, pinned: np.ndarray, seed: int = 0) -> None:
+        self.widths, self.pinned = widths, pinned
+        self._rng = np.random.default_rng(seed)
+        sizes = [len(curve.order) for curve in widths.curves]
+        self._units = [np.arange(end - n, end) for n, end in zip(sizes, np.cumsum(sizes), strict=True)]
+        self._rank = np.concatenate([np.argsort(curve.order) for curve in widths.curves])  # high: stays long
+
+    def run(
+        self, kept: np.ndarray, loss: float, evaluations: int, goes_on: Callable[[], bool] = lambda: True
+    ) -> tuple[np.ndarray, float]:
+        """The best mask found and its loss, from ``kept`` of this ``loss``, after so many networks or when told to."""
+        seen = {kept.tobytes()}
+        spent = 0
+        for _ in range(20 * evaluations):  # moves that don't fit or were tried before cost nothing
+            if spent == evaluations or not goes_on():
+                break
+            trial = self._moved(kept)
+            if trial is None or trial.tobytes() in seen:
+                continue
+            seen.add(trial.tobytes())
+            spent += 1
+            value = self.widths.oracle(trial)
+            if value < loss:
+                kept, loss = trial, value
+        return kept, loss
+
+    def _moved(self, kept: np.ndarray) -> np.ndarray | None:
+        a, b = self._rng.integers(len(self._units), size=2)
+        out = [u for u in self._by_rank(a) if kept[u] and not self.pinned[u]]
+        back = [u for u in self._by_rank(b)[::-1] if not kept[u]]
+        if not out or not back:
+            return None
+        trial = kept.copy()
+        if a == b:
+            trial[self._rng.choice(out[: max(1, 2 * len(out) // 3)])] = False
+            trial[self._rng.choice(back[: max(3, len(back) // 3)])] = True
+            return trial
+        trial[out[: self._rng.integers(1, len(out) // 4 + 2)]] = False
+        counts = self._counts(trial)
+        counts[b] = self._widest(counts, b)
+        if counts[b] == kept[self._units[b]].sum():
+            return None
+        counts = self.widths.filled(counts)
+        if any(k not in allowed for k, allowed in zip(counts, self.widths.allowed, strict=True)):
+            return None
+        for group, count in enumerate(counts):
+            off = [u for u in self._by_rank(group)[::-1] if not trial[u]]
+            trial[off[: count - trial[self._units[group]].sum()]] = True
+        return trial
+
+    def _by_rank(self, group: int) -> np.ndarray:
+        """Units of a group, those that leave first by the curve first."""
+        units = self._units[group]
+        return units[np.argsort(self._rank[units])]
+
+    def _counts(self, kept: np.ndarray) -> np.ndarray:
+        return np.array([int(kept[units].sum()) for units in self._units], dtype=np.int64)
+
+    def _widest(self, counts: np.ndarray, group: int) -> int:
+        """The largest width of one group that the limits allow beside the others'."""
+        width, trial = int(counts[group]), counts.copy()
+        for wider in self.widths.allowed[group][self.widths.allowed[group] > width]:
+            trial[group] = wider
+            if not self.widths.fits(trial):
+                break
+            width = int(wider)
+        return width
