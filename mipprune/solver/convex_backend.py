@@ -267,21 +267,26 @@ class _Sizes:
     def _anneal(self, size: int) -> bool:
         """Too many units for a tree: better incumbents by annealing, until :data:`PATIENCE` rounds gain nothing.
 
-        If a cost is minimised, the sizes next below the incumbent's are tried, the cheaper ones as long as they work.
+        If a cost is minimised, a size on the way from the incumbent's to the cheapest possible one is tried, nearer to
+        the incumbent's after each failure; rounds that failed count once it is the next one.
         """
         search = self.search
         local = LocalSearch(self.oracle, self._offer, seed=search.seed + self.rounds)
-        before, failures = search.objective, 0
+        before, failures, reach = search.objective, 0, 0.5
         while failures < PATIENCE and not search.out_of_time:
-            target = size
+            target, step = size, 0
             if self.cost is not None:
                 cheaper = np.flatnonzero((self.bounds <= self.limit) & (self.cost < search.objective))
                 if len(cheaper) == 0:
                     break
-                target = int(cheaper[self.cost[cheaper].argmax()])
+                step = int(reach * (len(cheaper) - 1))
+                target = int(cheaper[np.argsort(-self.cost[cheaper], kind="stable")[step]])
             last = search.objective
             local.anneal(self._point_near(target), target, lambda: not search.out_of_time)
-            failures = 0 if search.objective < last else failures + 1
+            if search.objective < last:
+                failures = 0
+            else:
+                failures, reach = failures + (step == 0), 0.5 * reach if step else reach
         self.rounds += 1
         return search.objective < before
 
