@@ -32,6 +32,16 @@ def test_averages_are_over_seeds_alone() -> None:
                           ("net", "default", "2", "2 (1 to 3)", "1/2", "end"))
 
 
+def test_the_interaction_graph_draws_the_strongest_pairs_by_sign() -> None:
+    pytest.importorskip("matplotlib")
+    from mipprune.study.figures import interaction_figure
+
+    figure = interaction_figure("pairs", 4, [-0.5, 0.0, 0.25, 0.0, 0.0, 0.1])
+    parts = [part for part in figure.axes[0].collections if type(part).__name__ == "LineCollection"]
+    widths = sorted(round(float(width), 2) for part in parts for width in part.get_linewidths())
+    assert widths == [1.2, 2.4, 4.4]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_a_shipped_study_runs_and_reports(file: Path, tmp_path: Path) -> None:
@@ -47,7 +57,8 @@ def test_a_shipped_study_runs_and_reports(file: Path, tmp_path: Path) -> None:
         assert set(study.states()) == {"done"}
         page = write_report(study.storage, study.name, tmp_path / "report")[0]
     text = page.read_text(encoding="utf-8")
-    for kind in set(re.findall(r"^\[\[(\w+)\]\]", file.read_text(encoding="utf-8"), re.M)) - {"estimate", "prune"}:
+    kinds = set(re.findall(r"^\[\[(\w+)\]\]", file.read_text(encoding="utf-8"), re.M))
+    for kind in kinds - {"estimate", "prune", "interactions"}:
         assert f"<h3>{kind}</h3>" in text
     assert not re.search(r'(src|href)="(?!data:)', text), "the page must hold everything itself"
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

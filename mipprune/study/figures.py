@@ -13,7 +13,7 @@ from .summary import Convergence, ConvergencePoint, PrunePoint
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["accuracy_figure", "convergence_figure", "kept_figure", "picture"]
+__all__ = ["accuracy_figure", "convergence_figure", "interaction_figure", "kept_figure", "picture"]
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -91,8 +91,8 @@ def accuracy_figure(model: str, points: Sequence[PrunePoint]) -> Figure:
         axis.plot(*zip(*other), color="0.45", linestyle=":", marker="x", label="same budget by magnitude")
     else:  # magnitude's masks are repaired like the others, so every way to repair has a line of its own
         for name, colour, _, _ in styled:
-            own = sorted({(p.macs, p.magnitude) for p in points if p.options == name})
-            axis.plot(*zip(*own), color=colour, linestyle=":", marker="x", linewidth=1, label=f"by magnitude, {name}")
+            lost = sorted({(p.macs, p.magnitude) for p in points if p.options == name})
+            axis.plot(*zip(*lost), color=colour, linestyle=":", marker="x", linewidth=1, label=f"by magnitude, {name}")
     axis.axhline(points[0].dense, color="0.3", linewidth=1, label="dense")
     axis.set(xlabel="multiply-adds, share of the dense network", ylabel="accuracy on held-out data", title=model)
     axis.xaxis.set_major_formatter("{x:.0%}")
@@ -121,4 +121,29 @@ def kept_figure(model: str, points: Sequence[PrunePoint]) -> Figure:
     figure.suptitle(f"{model}: units kept per layer", fontsize=10)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
+    return figure
+
+
+def interaction_figure(title: str, n_units: int, pairs: Sequence[float]) -> Figure:
+    """The strongest two pairs per unit as a graph on a circle: blue and solid below 0, orange and dashed above."""
+    import networkx as nx
+    import numpy as np
+
+    figure = _figure(5.6, 5.6)
+    axis = figure.subplots()
+    left, right = np.triu_indices(n_units, 1)
+    strongest = np.argsort(-np.abs(pairs), kind="stable")[: 2 * n_units]
+    largest = max(float(np.abs(pairs).max(initial=0.0)), 1e-300)
+    graph = nx.Graph()
+    graph.add_nodes_from(range(n_units))
+    places = nx.circular_layout(graph)
+    for sign, colour, line in ((-1, "#0072B2", "-"), (1, "#D55E00", "--")):
+        chosen = [k for k in strongest if pairs[k] * sign > 0]
+        edges = [(int(left[k]), int(right[k])) for k in chosen]
+        widths = [0.4 + 4.0 * abs(pairs[k]) / largest for k in chosen]
+        nx.draw_networkx_edges(graph, places, edgelist=edges, width=widths, edge_color=colour, style=line, ax=axis)
+    nx.draw_networkx_nodes(graph, places, node_color="white", edgecolors="0.3", node_size=260, ax=axis)
+    nx.draw_networkx_labels(graph, places, font_size=8, ax=axis)
+    axis.set_axis_off()
+    figure.suptitle(f"{title} (strongest {largest:.3g})", fontsize=10)
     return figure

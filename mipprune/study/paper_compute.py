@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from .. import train
 from ..estimate import gtap_iterated_building, gtap_iterated_pruning, gtap_top_n, shapley_pruning_ranks
+from ..estimate import interactions as pairs_of
 from ..game import LayerGame
 from ..game.data import read_data
 from ..graph import trace
@@ -16,7 +19,7 @@ from ..relu.oracle import network_oracle
 from .compute import Payloads, layer_game, loaded
 from .networks import StudyNetwork
 
-__all__ = ["gtap", "oamip", "ranks", "train_and_prune"]
+__all__ = ["gtap", "interactions", "oamip", "ranks", "train_and_prune"]
 
 Found = tuple[dict[str, Any], None]
 
@@ -49,6 +52,17 @@ def ranks(inputs: dict[str, Any], source: StudyNetwork, payloads: Payloads) -> F
     above = {row.name: row.mean_gap for row in found.oracle.rows}
     return {"players": game.n_players, "nested": bool(oracle.nested),
             **{f"above best: {name}": value for name, value in above.items()}}, None
+
+
+def interactions(inputs: dict[str, Any], source: StudyNetwork, payloads: Payloads) -> Found:
+    """Every pair's interaction, row by row for i < j, and the largest standard error."""
+    game = layer_game(inputs, source, payloads[0])
+    found = pairs_of(game, p=inputs["p"], n_evals=inputs["n_evals"], seed=inputs["seed"])
+    upper = np.triu_indices(game.n_players, 1)
+    return {
+        "players": game.n_players, "evals_used": found.n_evals, "largest_stderr": float(found.stderr.max()),
+        "pairs": found.values[upper],
+    }, None
 
 
 def oamip(inputs: dict[str, Any], source: StudyNetwork, payloads: Payloads) -> Found:

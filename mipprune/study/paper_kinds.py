@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from ..config import POSITIVE, SEED, SHARE, Rule
 from .kinds import Kind, register_kind
 
-__all__ = ["GtapSection", "OamipSection", "RanksSection", "TrainAndPruneSection"]
+__all__ = ["GtapSection", "InteractionsSection", "OamipSection", "RanksSection", "TrainAndPruneSection"]
 
 _WEIGHT = Rule("at least 0", lambda value: value >= 0)
 _RATE = Rule("between 0 and 1", lambda value: 0 < value < 1)
@@ -53,6 +53,22 @@ class RanksSection:
     layer: str
     k: Annotated[int, POSITIVE] = 2
     n_evals: Annotated[int, POSITIVE] = 4000
+    samples: Annotated[int, POSITIVE] | None = None
+    seed: Annotated[int, SEED] = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class InteractionsSection:
+    """``[[interactions]]``: all pairs of one layer (:func:`mipprune.interactions`, Banzhaf), drawn as a graph.
+
+    Attributes:
+        layer, n_evals, samples, seed: as in ``[[gtap]]``.
+        p: chance of the other units to be in.
+    """
+
+    layer: str
+    p: Annotated[float, _RATE] = 0.5
+    n_evals: Annotated[int, POSITIVE] = 6000
     samples: Annotated[int, POSITIVE] | None = None
     seed: Annotated[int, SEED] = 0
 
@@ -111,5 +127,6 @@ def _of_network(inputs: dict[str, Any]) -> tuple[tuple[str, dict[str, Any]], ...
 _HOME = "mipprune.study.paper_compute"
 register_kind(Kind("gtap", GtapSection, f"{_HOME}:gtap", _of_network))
 register_kind(Kind("ranks", RanksSection, f"{_HOME}:ranks", _of_network))
+register_kind(Kind("interactions", InteractionsSection, f"{_HOME}:interactions", _of_network))
 register_kind(Kind("oamip", OamipSection, f"{_HOME}:oamip", _of_network, OamipSection.settled))
 register_kind(Kind("train_and_prune", TrainAndPruneSection, f"{_HOME}:train_and_prune", _of_network))

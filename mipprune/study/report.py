@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..records import write_bytes_atomic
 from .cell import STATES
-from .figures import accuracy_figure, convergence_figure, kept_figure, picture
+from .figures import accuracy_figure, convergence_figure, interaction_figure, kept_figure, picture
 from .storage import StudyStorage
 from .summary import Convergence, Overview, PrunePoint, overview
 
@@ -76,16 +76,22 @@ def write_report(storage: StudyStorage, study: str, folder: Path, console: Conso
         sections.append(_pruning(found.pruning))
     if found.convergence:
         sections.append(_convergence(found.convergence))
+    if found.graphs:
+        lines = ["Solid: the two units stand in for each other, so losing both costs more than the sum. "
+                 "Dashed: they need each other. The thicker, the stronger; the strongest two pairs per unit are drawn."]
+        pictures = [_Picture(f"interactions-{i + 1}", one[0], interaction_figure(*one))
+                    for i, one in enumerate(found.graphs[:MOST_FIGURES])]
+        sections.append(_Section("Interactions", [*lines, *_left_out(len(found.graphs))], [], pictures))
     if found.others:
         tables = [_Table(one.kind, one.head, one.rows, one.n_words) for one in found.others]
         lines = ["Means over the seeds, with the lowest and highest where they differ."]
         sections.append(_Section("Other cells", lines, tables, []))
     if found.errors:
         sections.append(_errors(found))
-    pictures = {p.name: (picture(p.figure, "svg"), picture(p.figure, "png")) for s in sections for p in s.pictures}
+    drawn = {p.name: (picture(p.figure, "svg"), picture(p.figure, "png")) for s in sections for p in s.pictures}
     files = [folder / "report.html", folder / "report.md"]
-    write_bytes_atomic(files[0], _page(study, sections, pictures).encode())
-    for name, (svg, png) in pictures.items():
+    write_bytes_atomic(files[0], _page(study, sections, drawn).encode())
+    for name, (svg, png) in drawn.items():
         for suffix, data in (("svg", svg), ("png", png)):
             files.append(folder / f"{name}.{suffix}")
             write_bytes_atomic(files[-1], data)

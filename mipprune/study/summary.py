@@ -98,6 +98,7 @@ class Overview(Record):
         study: its name.
         counts: kind -> state -> cells.
         convergence, pruning: of the kinds "estimate" and "prune".
+        graphs: title, number of units and pairs (i < j, row by row) of the first "interactions" cell of every setting.
         others: of every other kind that a study asks for.
         errors: kind, network and last line of the error of every failed cell.
         seconds: computing time of all finished cells together.
@@ -107,6 +108,7 @@ class Overview(Record):
     counts: dict[str, dict[str, int]]
     convergence: tuple[Convergence, ...]
     pruning: tuple[PrunePoint, ...]
+    graphs: tuple[tuple[str, int, tuple[float, ...]], ...]
     others: tuple[Averages, ...]
     errors: tuple[tuple[str, str, str], ...]
     seconds: float
@@ -130,8 +132,15 @@ def overview(storage: StudyStorage, study: str) -> Overview:
     for (kind, state), number in counts.items():
         table.setdefault(kind, {})[state] = number
     convergences, prunings = _convergences(found.pop("estimate")), _prunings(found.pop("prune"))
+    pairs = found.pop("interactions", [])
     others = tuple(averages_of(kind, cells) for kind, cells in found.items())
-    return Overview(study, table, convergences, prunings, others, tuple(errors), seconds)
+    graphs: dict[str, tuple[str, int, tuple[float, ...]]] = {}
+    for cell in pairs:
+        assert cell.result is not None
+        title = f"{cell.model}, layer {cell.inputs['layer']}: pairs at p={cell.inputs['p']:g}"
+        graphs.setdefault(title, (title, cell.result["players"], tuple(cell.result["pairs"])))
+    drawn = tuple(graphs.values())
+    return Overview(study, table, convergences, prunings, drawn, others, tuple(errors), seconds)
 
 
 def _grouped(cells: Iterable[StoredCell], keys: Iterable[str]) -> dict[tuple[Any, ...], list[StoredCell]]:
