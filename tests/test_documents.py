@@ -146,7 +146,8 @@ def test_configurations_and_commands_are_valid(document: str, tmp_path: Path) ->
         elif "[model]" in block:
             load_config(file)
     app = typer.main.get_command(cli.app)
-    for block in re.findall(r"```\n(.*?)```", text, flags=re.DOTALL):
+    fences = re.findall(r"^```([^\n]*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    for block in (body for language, body in fences if not language):
         for line in block.splitlines():
             if line.startswith("mipprune ") and not re.search(r"[|\[]|\.\.\.", line):
                 check_command(app, line.split("#")[0].split()[1:])
