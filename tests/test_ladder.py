@@ -92,3 +92,12 @@ def test_the_bound_of_the_returned_network_is_not_its_own_count_s(template: Prun
     found = climb_down(pipeline(template, lost, changed), TOLERANCE, "macs").report.certificate
     assert found.drop_bound == 0.05 > clopper_pearson_upper(2, N, 0.9)
     assert found.disagreement_bound == clopper_pearson_upper(5, N, 1 - 0.1 / RUNGS)
+
+
+@pytest.mark.parametrize(("termination", "advice"), [("optimal", "hold more data out"), ("time_limit", "cut short")])
+def test_a_failure_says_whether_the_search_was_cut_short(template: PruneResult, termination: str, advice: str) -> None:
+    solution = dataclasses.replace(template.report.solution, termination=termination)
+    stopped = dataclasses.replace(template, report=dataclasses.replace(template.report, solution=solution))
+    many = np.full(RUNGS, 100)
+    with pytest.raises(InfeasibleError, match=advice):
+        climb_down(pipeline(stopped, many, many), TOLERANCE, "macs")

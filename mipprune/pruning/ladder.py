@@ -54,7 +54,7 @@ def climb_down(
                 raise InfeasibleError(
                     f"at {budget.ratio:.0%} {minimize} the accuracy is certified to fall by at most "
                     f"{certificate.drop_bound:.2%} ({certificate.lost} of {certificate.n_samples} held-out samples "
-                    f"lost), not {tolerance.drop:.2%}: allow more, lower the confidence, or hold more data out",
+                    f"lost), not {tolerance.drop:.2%}: " + _advice(result.solution.termination),
                     requirement="accuracy", nearest=certificate.drop_bound,
                 )
             break
@@ -68,3 +68,9 @@ def climb_down(
     if passed is None:
         raise InfeasibleError(f"no network of {RATIO:.0%} {minimize} is allowed", requirement=minimize)
     return passed
+
+
+def _advice(termination: str) -> str:
+    if termination in ("interrupted", "time_limit"):  # a longer search might have passed
+        return f"its search was cut short ({termination.replace('_', ' ')}), let it run on"
+    return "allow more, lower the confidence, or hold more data out"
