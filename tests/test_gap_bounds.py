@@ -16,6 +16,7 @@ from torch import nn
 import mipprune as mp
 from mipprune.bounds import NeuronGap, neuron_gap, neuron_gap_on_ball, piecewise_linear, sum_bound, validate_neurons
 from mipprune.bounds.norms import convolution_norm, matrix_norm, node_norms
+from mipprune.bounds.tails import bernstein
 from mipprune.bounds.validate import measured_gaps
 from mipprune.errors import BudgetError, DataError
 from mipprune.surrogates import GapNorm, Surrogate, WorstRow
@@ -186,6 +187,13 @@ def test_norm_by_fourier_transform_bounds_the_convolution(
     assert true <= bound
 
 
+def test_the_torus_is_larger_than_the_image() -> None:
+    """On a torus of the image's own side the two outer taps of [1, 0, -1] would cancel."""
+    kernel = np.array([[[1.0, 0.0, -1.0]]])
+    layer = nn.functional.conv1d(torch.eye(2)[:, None], torch.tensor(kernel).float(), padding=2).flatten(1).numpy()
+    assert np.linalg.norm(layer, 2) <= convolution_norm(kernel, (2,), (2,), (1,))
+
+
 def test_matrix_norms() -> None:
     rng = np.random.default_rng(0)
     for shape in ((4, 9), (9, 4), (1, 5)):
@@ -220,3 +228,9 @@ class TestGapSurrogates(SurrogateContract):
         rng = np.random.default_rng(0)
         return [WorstRow(rng.random((5, 4))), WorstRow(rng.random((1, 3))),
                 GapNorm((rng.normal(size=(3, 6)), rng.normal(size=(2, 6))))]
+
+
+def test_bernstein_solves_its_equation() -> None:
+    for variance, largest, lg in ((2.0, 0.5, 3.0), (0.0, 1.0, 2.0), (5.0, 0.0, 1.0)):
+        t = bernstein(variance, largest, lg)
+        assert t**2 / (2 * variance + 2 * largest * t / 3) == pytest.approx(lg)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Affine", "GapBound", "Gate", "MaxPool", "NeuronGap", "PiecewiseLinear", "Ranges", "Relu", "Validation",
            "WeightMasks", "interval_ranges", "keep_for", "magnitude_masks", "magnitude_pruning", "measured_gaps",
-           "neuron_gap", "neuron_gap_on_ball", "output_range", "piecewise_linear", "random_pruning", "removed_norm", "sum_bound",
-           "validate_neurons", "value_ranges", "weight_gap", "width_for"]
+           "neuron_gap", "neuron_gap_on_ball", "output_range", "piecewise_linear", "random_pruning", "removed_norm",
+           "sum_bound", "validate_neurons", "value_ranges", "weight_gap", "width_for"]
 
 __getattr__ = lazy_attributes(__name__, {
     "piecewise_linear": "extract",

@@ -54,11 +54,15 @@ def width_for(
     """The smallest power of two d at which magnitude or random pruning is proved to cost at most ``eps``.
 
     ``depth`` square ReLU layers without bias, weights independent and uniform on ``+-scale / sqrt d``; a share
-    ``q = d ** -exponent`` of them goes, "magnitude": those below the law's q-quantile, "random": each with probability q.  Holds
-    with probability 1 - delta over the weights for every ``|x| <= 1``.  Ours, in the spirit of 2105.10065: the removed
-    and the remaining weights of a layer are independent with mean 0, so the matrix Bernstein inequality bounds ``|D|``
-    and ``|W^|``, and also the dense ``|W|``, each with an equal share of delta; the gap is at most ``sum_l |W^|^(L-l)
-    |D| |W|^(l-1)``.
+    ``q = d ** -exponent`` of them goes, "magnitude": those below the law's q-quantile, "random": each with
+    probability q.  Holds with probability 1 - delta over the weights, for every ``|x| <= 1`` at once.  Ours, in the
+    spirit of 2105.10065: the removed and the remaining weights of a layer are independent with mean 0, so the matrix
+    Bernstein inequality bounds ``|D|``, ``|W^|`` and the dense ``|W|``, each with an equal share of delta; the gap is
+    at most ``sum_l |W^|^(L-l) |D| |W|^(l-1)``.
+
+    Raises:
+        BudgetError: arguments out of range.
+        InfeasibleError: no width up to ``largest``.
     """
     if not (eps > 0 and 0 < delta < 1 and depth >= 1 and 0 < exponent < 1 and scale > 0):
         raise BudgetError("expected eps, scale > 0, delta and exponent between 0 and 1, depth at least 1")

@@ -110,8 +110,8 @@ class WeightMasks:
         zero-mean vectors ``(xi / p - 1) w B_w h`` (B_w: where the weight stands), by Bernstein's inequality in Hilbert
         space, ``P(|S| >= t) <= 2 exp(-t^2 / (2 v + 2 L t / 3))`` (Pinelis 1994).  Norms behind it: ``|W^| <= |W| +
         |D|``, |D| by the matrix Bernstein inequality (Tropp 2012, Theorem 1.6), ``P(|D| >= t) <= (m + n) exp(-t^2 /
-        (2 v + 2 L t / 3))``, v = (1 - p) / p times the largest squared row or column norm, as no weight stands twice in a
-        row or column.  A union bound gives each event the same share of delta; ties between layers don't matter to it.
+        (2 v + 2 L t / 3))``, v = (1 - p) / p times the largest squared row or column norm, as no weight stands twice in
+        a row or column.  A union bound gives each event the same share of delta; tied layers don't matter to it.
         """
         if not 0 < keep <= 1:
             raise BudgetError(f"keep: expected a probability above 0 and up to 1, got {keep}")
