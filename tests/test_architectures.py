@@ -155,4 +155,4 @@ def test_survives_a_file(case: NetworkCase, tmp_path: Path) -> None:
     save(tmp_path / "small.safetensors", small, plan)
     again = load(tmp_path / "small.safetensors", case.build(seed=3).double())
     with torch.no_grad():
-        assert torch.equal(first_tensor(again(x)), first_tensor(small(x)))
+        torch.testing.assert_close(first_tensor(again(x)), first_tensor(small(x)), rtol=0, atol=tolerance(case))

@@ -239,7 +239,7 @@ def test_the_documented_rule_works() -> None:
             return self.out(scaled_linear(F.relu(self.inp(x)), self.mid.weight, 0.5))
 
     document = (Path(__file__).parent.parent / "docs/coverage.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", document, flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", document.partition("## Writing a rule")[2], flags=re.DOTALL)
     try:
         for block in blocks[1:]:
             exec(compile(block.replace("aten.erfinv", "aten.erfinv.default"), "coverage.md", "exec"),

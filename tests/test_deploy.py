@@ -55,6 +55,16 @@ def test_tracing_and_pruning_again(case: NetworkCase) -> None:
     torch.testing.assert_close(smaller(x), graph.program.run([x], torch.from_numpy(kept).float()), rtol=0, atol=1e-5)
 
 
+#: Views of transposed attention outputs that torch's exporter can't decompose.
+NOT_CONVERTED = ("t5_encoder", "swin")
+
+
+def to_onnx(model: nn.Module, x: torch.Tensor) -> torch.onnx.ONNXProgram | None:
+    return torch.onnx.export(
+        model, (x,), dynamo=True, verbose=False, input_names=["x"], dynamic_shapes=({0: torch.export.Dim("batch")},)
+    )
+
+
 @pytest.mark.slow
 @everywhere
 def test_onnx(case: NetworkCase) -> None:
@@ -64,9 +74,14 @@ def test_onnx(case: NetworkCase) -> None:
     small, x = pruned(case)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            small, (x,), dynamo=True, verbose=False, input_names=["x"], dynamic_shapes=({0: torch.export.Dim("batch")},)
-        )
+        try:
+            program = to_onnx(small, x)
+        except Exception:
+            if case.name not in NOT_CONVERTED:
+                raise
+            with pytest.raises(torch.onnx._internal.exporter._errors.ConversionError):
+                to_onnx(case.build(), x)  # once torch converts the dense network, the pruned one has to follow
+            pytest.skip("torch's ONNX exporter can't convert the dense network either")
     assert program is not None
     file = io.BytesIO()
     program.save(file)
