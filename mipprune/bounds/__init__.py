@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from .api import keep_for, random_pruning, width_for
     from .extract import piecewise_linear
     from .gap import GapBound, NeuronGap, neuron_gap, neuron_gap_on_ball
-    from .validate import Validation, measured_gaps, validate_neurons
+    from .validate import Validation, WeightValidation, measured_gaps, validate_neurons, validate_weights
     from .weights import WeightMasks, magnitude_masks, magnitude_pruning, removed_norm, weight_gap
 
 __all__ = ["Affine", "GapBound", "Gate", "MaxPool", "NeuronGap", "PiecewiseLinear", "Ranges", "Relu", "Validation",
-           "WeightMasks", "interval_ranges", "keep_for", "magnitude_masks", "magnitude_pruning", "measured_gaps",
-           "neuron_gap", "neuron_gap_on_ball", "output_range", "piecewise_linear", "random_pruning", "removed_norm",
-           "sum_bound", "validate_neurons", "value_ranges", "weight_gap", "width_for"]
+           "WeightMasks", "WeightValidation", "interval_ranges", "keep_for", "magnitude_masks", "magnitude_pruning",
+           "measured_gaps", "neuron_gap", "neuron_gap_on_ball", "output_range", "piecewise_linear", "random_pruning",
+           "removed_norm", "sum_bound", "validate_neurons", "validate_weights", "value_ranges", "weight_gap",
+           "width_for"]
 
 __getattr__ = lazy_attributes(__name__, {
     "piecewise_linear": "extract",
@@ -27,4 +28,5 @@ __getattr__ = lazy_attributes(__name__, {
     "WeightMasks": "weights", "magnitude_masks": "weights", "magnitude_pruning": "weights", "removed_norm": "weights",
     "weight_gap": "weights",
     "Validation": "validate", "measured_gaps": "validate", "validate_neurons": "validate",
+    "WeightValidation": "validate", "validate_weights": "validate",
 })
