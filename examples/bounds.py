@@ -79,8 +79,11 @@ def main() -> None:
         "hidden layers": {depth: (depth, 64, 0.8) for depth in (1, 2, 3, 4)},
         "width": {width: (2, width, 0.8) for width in (16, 32, 64, 128)},
     }
-    results = {name: {str(key): row(network(depth, width, epochs), keep, n_masks) for key, (depth, width, keep) in grid.items()}
-               for name, grid in grids.items()}
+    results = {
+        name: {str(key): row(network(depth, width, epochs), keep, n_masks)
+               for key, (depth, width, keep) in grid.items()}
+        for name, grid in grids.items()
+    }
     for name, found in results.items():
         print(f"| {name} | T1 | T2 | T5 | violations | lowest coverage |\n|---|---|---|---|---|---|")
         for key, r in found.items():
@@ -92,8 +95,9 @@ def main() -> None:
           "|---|---|---|---|---|---|---|---|")
     for name, rates in weights.items():
         for keep, r in rates.items():
-            loose = " | ".join(f"{r['loose_' + k]:.{0 if r['loose_' + k] >= 100 else 1}f}" for k in ("any", "known", "magnitude", "rescaled"))
-            print(f"| {name} | {keep} | {loose} | {r['violations']:.0f} | {r['lowest_coverage']:.2f} |")
+            loose = [r["loose_" + key] for key in ("any", "known", "magnitude", "rescaled")]
+            cells = " | ".join(f"{value:.{0 if value >= 100 else 1}f}" for value in loose)
+            print(f"| {name} | {keep} | {cells} | {r['violations']:.0f} | {r['lowest_coverage']:.2f} |")
     write_json_atomic(out, {**results, "weights": weights})
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
