@@ -75,13 +75,14 @@ def main() -> None:
     torch.set_num_threads(1)
     n_masks, epochs, n_weight_masks = (20, 1, 3) if args.quick else (300, 15, WEIGHT_MASKS)
     grids = {
-        "keep rate": {keep: (1, 64, keep) for keep in (0.5, 0.7, 0.8, 0.9, 0.95)},
-        "hidden layers": {depth: (depth, 64, 0.8) for depth in (1, 2, 3, 4)},
-        "width": {width: (2, width, 0.8) for width in (16, 32, 64, 128)},
+        "keep rate": {keep: (1, 64, keep, epochs) for keep in (0.5, 0.7, 0.8, 0.9, 0.95)},
+        "hidden layers": {depth: (depth, 64, 0.8, epochs) for depth in (1, 2, 3, 4)},
+        "width": {width: (2, width, 0.8, epochs) for width in (16, 32, 64, 128)},
+        "hidden layers, untrained": {depth: (depth, 64, 0.8, 0) for depth in (1, 2, 3, 4)},
     }
     results = {
-        name: {str(key): row(network(depth, width, epochs), keep, n_masks)
-               for key, (depth, width, keep) in grid.items()}
+        name: {str(key): row(network(depth, width, n), keep, n_masks)
+               for key, (depth, width, keep, n) in grid.items()}
         for name, grid in grids.items()
     }
     for name, found in results.items():
@@ -99,9 +100,9 @@ def main() -> None:
             cells = " | ".join(f"{value:.{0 if value >= 100 else 1}f}" for value in loose)
             print(f"| {name} | {keep} | {cells} | {r['violations']:.0f} | {r['lowest_coverage']:.2f} |")
     write_json_atomic(out, {**results, "weights": weights})
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    figure = Figure(figsize=(13, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, (name, found) in zip(figure.subplots(1, 3), results.items(), strict=True):
+    for axis, (name, found) in zip(figure.subplots(1, 4), results.items(), strict=True):
         # colours of Okabe and Ito, and markers, so that no one needs to tell colours apart
         styles = (("measured", "measured", "#000000", "o"), ("bound", "bound T2", "#0072B2", "s"),
                   ("random", "bound T5, 95%", "#D55E00", "^"))
