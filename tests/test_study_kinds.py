@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,22 @@ from mipprune.study.report import write_report
 from mipprune.study.summary import overview
 
 
-def network() -> nn.Module:
+@functools.cache
+def trained() -> nn.Module:
+    """Trained a little, so that one mask is worth another accuracy than the next."""
     torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    x, y = samples(200, seed=2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def network() -> nn.Module:
+    return copy.deepcopy(trained())
 
 
 def samples(n: int = 40, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,9 +75,13 @@ def test_gtap(tmp_path: Path, algorithm: str) -> None:
     assert row["loss"] == -found.path_values[-1] == -game("2", 30).value(found.kept)
     assert row["dense_loss"] == -game("2", 30).value_full
     with torch.no_grad():  # the accuracy without the package's game
-        hidden = network()[:4](x) * torch.tensor(found.kept)
-        accuracy = (network()[4](hidden).argmax(1) == y).double().mean().item()
+        hidden = network()[:4](x)
+        accuracy, other = (
+            (network()[4](hidden * torch.tensor(mask)).argmax(1) == y).double().mean().item()
+            for mask in (found.kept, ~found.kept)
+        )
         dense = (network()(x).argmax(1) == y).double().mean().item()
+    assert accuracy != other, "an accuracy that any mask would have shows nothing"
     assert row["accuracy"] == pytest.approx(accuracy)
     assert row["accuracy"] == judge.value(found.kept)
     assert row["dense_accuracy"] == pytest.approx(dense)
