@@ -99,6 +99,7 @@ class PruneSection:
     ignore: tuple[str, ...] = ()
     min_keep: Annotated[int, POSITIVE] = 1
     multiple: Annotated[int, POSITIVE] = 1
+    allow_empty: bool = False
     surrogate: Literal["quadratic", "additive", "head", "joint", "refit"] | None = None
     stages: Annotated[int, POSITIVE] | None = None
     repair: tuple[Literal["bn", "refit", "head", "lm"], ...] = ("bn", "refit", "head")
