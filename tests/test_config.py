@@ -37,8 +37,8 @@ minimize = "macs"
 layers = ["fc1", "fc2"]
 pin = ["fc2"]
 ignore = ["extras"]
-allow_empty = true
 min_keep = 2
+allow_empty = true
 multiple = 8
 surrogate = "head"
 stages = 3
@@ -192,9 +192,9 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, said: list[s
     ("old", "new", "line"),
     [
         ("min_keep", "minkeep", 14),
-        ("seed = 7", 'seed = "7"', 22),
+        ("seed = 7", 'seed = "7"', 23),
         ("macs = 0.5", "mac = 0.5", 9),
-        ("[output]", "[outptu]", 23),
+        ("[output]", "[outptu]", 24),
         ('layers = ["fc1", "fc2"]', 'layers = [\n"fc1",\n2,\n]', 11),  # the line that the key stands on
     ],
 )
