@@ -158,9 +158,33 @@ def test_control_flow_is_a_clear_error() -> None:
         traced(lambda m, x: m.fc2(m.fc1(x)) if x.sum() > 0 else m.fc2(torch.relu(m.fc1(x))))
 
 
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(x)
+        return y if y.mean() > 0 else -y
+
+
+def test_control_flow_is_found() -> None:
+    """Module path, class, file and code line, also of a module inside others."""
+    model = nn.Sequential(nn.Linear(4, 4), Branching()).eval()
+    with pytest.raises(TraceError, match=r"in module '1' \(Branching\), at File .*test_graph\.py.*y\.mean\(\) > 0"):
+        mp.trace(model, torch.randn(1, 4))
+
+
+def test_an_unknown_operation_of_the_model_itself_needs_a_module() -> None:
+    with pytest.raises(TraceError, match=r"module of its own.*ignore=\['odd'\]"):
+        traced(lambda m, x: m.fc2(torch.fft.fft(m.fc1(x)).real))
+
+
 def test_hard_coded_batch_is_a_clear_error() -> None:
     with pytest.raises(TraceError, match="batch size is hard-coded"):
         traced(lambda m, x: m.fc2(m.fc1(x.view(2, 4))))
+    with pytest.raises(TraceError, match=r"(?s)hard-coded.*on one sample, not on two.*test_graph\.py.*view\(1, 4\)"):
+        traced(lambda m, x: m.fc2(m.fc1(x.view(1, 4))))
 
 
 def test_literal_reshape_pins_with_the_reason() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 import mipprune as mp
 from mipprune.surgery import PrunePlan
@@ -202,3 +203,55 @@ def test_pinned_with_the_reason(name: str) -> None:
     graph = check(model, torch.randn(5, 4, dtype=torch.float64))
     reasons = [p.reason for p in graph.pinned if p.module in ("inp", "side")]
     assert any(reason in r for r in reasons), graph
+
+
+def _weight_norm(layer: nn.Module) -> nn.Module:
+    return parametrizations.weight_norm(layer)
+
+
+def _spectral_norm(layer: nn.Module) -> nn.Module:
+    return parametrizations.spectral_norm(layer)
+
+
+def _unstructured(layer: nn.Module) -> nn.Module:
+    prune.l1_unstructured(layer, "weight", 0.5)
+    return layer
+
+
+@pytest.mark.parametrize("parametrize", [_weight_norm, _spectral_norm, _unstructured])
+def test_layers_with_computed_weights_are_listed(parametrize: Callable[[nn.Module], nn.Module]) -> None:
+    """The layer stays, and so does what it reads; layers around it are pruned all the same."""
+    torch.manual_seed(0)
+    middle = parametrize(nn.Linear(6, 5))
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), middle, nn.ReLU(), nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
+    graph = check(model.double().eval(), torch.randn(5, 4, dtype=torch.float64))
+    assert [g.name for g in graph.groups] == ["4"]
+    assert {p.module: p.n_units for p in graph.pinned} == {"0": 6, "2": 5, "6": 3}
+    assert all(p.reason for p in graph.pinned)
+
+
+def test_two_computed_weights_of_one_module_are_counted_together() -> None:
+    model = net(lambda m, x: m.out(F.linear(F.linear(m.inp(x), m.w * m.w), m.v * m.v)),
+                w=nn.Parameter(torch.randn(5, 12)), v=nn.Parameter(torch.randn(12, 5)))
+    listed = [p for p in check(model, torch.randn(5, 4, dtype=torch.float64)).pinned if not p.module]
+    assert sum(p.n_units for p in listed) == 17
+    assert "remove_parametrizations" in listed[0].reason
+
+
+def test_cells_keep_their_sizes_in_step() -> None:
+    """nn.GRUCell has no rule of sizes in torch: input_size and hidden_size follow the weights."""
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inp, self.cell, self.out = nn.Linear(4, 6), nn.GRUCell(6, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.cell(self.inp(x), self.cell(self.inp(x))))
+
+    torch.manual_seed(0)
+    model = Loop().double().eval()
+    graph = check(model, torch.randn(5, 4, dtype=torch.float64))
+    kept = np.ones(graph.n_units, dtype=bool)
+    kept[[graph.group("inp").offset, graph.group("cell").offset, graph.group("cell").offset + 1]] = False
+    small = PrunePlan.from_mask(graph, kept).apply(model)
+    assert (small.cell.input_size, small.cell.hidden_size) == (5, 3)

@@ -116,7 +116,7 @@ class WeightMasks:
         Ours, in the spirit of 2105.10065.  As in T4 with ``E W^ = W``.  Each layer's ``|D h|``: a sum of independent
         zero-mean vectors ``(xi / p - 1) w B_w h`` (B_w: where the weight stands), by Bernstein's inequality in Hilbert
         space, ``P(|S| >= t) <= 2 exp(-t^2 / (2 v + 2 L t / 3))`` (Pinelis 1994).  Norms behind it: ``|W^| <= |W| +
-        |D|``, |D| by the matrix Bernstein inequality (Tropp 2012, Theorem 1.6), ``P(|D| >= t) <= (m + n) exp(-t^2 /
+        |D|``, ``|D|`` by the matrix Bernstein inequality (Tropp 2012, Theorem 1.6), ``P(|D| >= t) <= (m + n) exp(-t^2 /
         (2 v + 2 L t / 3))``, v = (1 - p) / p times the largest squared row or column norm, as no weight stands twice in
         a row or column.  A union bound gives each event the same share of delta; tied layers don't matter to it.
         """

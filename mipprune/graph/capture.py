@@ -19,6 +19,7 @@ from torch.export import Dim
 from torch.export.graph_signature import InputKind
 
 from ..errors import DataError, ModelStateError, TraceError
+from .describe import user_line
 from .functional import functionalise, inline_regions, mutated_argument
 from .sizes import AttributeSize, Expression, OutOfTime, Recorder, aligned, instrumented
 
@@ -73,19 +74,20 @@ def capture(model: nn.Module, example: tuple[torch.Tensor, ...], deadline: float
     example = tuple(torch.cat([x[:1], x[:1]]) for x in example)
     _try_run(model, example)
     recorder = Recorder(deadline)
+    recorded = instrumented(model, recorder)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = torch.export.export(
-                instrumented(model, recorder), example, dynamic_shapes=tuple({0: Dim.AUTO} for _ in example)
+                recorded, example, dynamic_shapes=tuple({0: Dim.AUTO} for _ in example)
             )
     except OutOfTime:
         raise
     except Exception as error:  # torch.export raises many kinds, all of them its word for "can't be captured"
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise TraceError(
-            f"torch.export can't capture {type(model).__name__}: {first}\n"
-            f"Python control flow that looks at tensor values is the usual cause; see the chained error for the line. "
+            f"torch.export can't capture {type(model).__name__}{user_line(error, recorded)}: {first}\n"
+            f"Python control flow that looks at tensor values is the usual cause. "
             f"Rewrite it with torch.where / torch.cond, or trace the sub-module before it."
         ) from error
     graph = exported.graph
@@ -153,7 +155,21 @@ def _try_run(model: nn.Module, example: tuple[torch.Tensor, ...]) -> None:
             trial(*example)
     except Exception as error:  # whatever the user's forward raises
         shapes = ", ".join(str(tuple(x.shape)) for x in example)
+        if _runs(trial, tuple(x[:1] for x in example)):
+            raise TraceError(
+                f"the batch size is hard-coded: {type(model).__name__} runs on one sample, not on two"
+                f"{user_line(error, trial)}: {error}\nUse x.shape[0] or -1 where the batch dimension is meant"
+            ) from error
         raise TraceError(f"{type(model).__name__} doesn't run on inputs of shape {shapes}: {error}") from error
+
+
+def _runs(model: nn.Module, example: tuple[torch.Tensor, ...]) -> bool:
+    try:
+        with torch.no_grad():
+            model(*example)
+    except Exception:  # whatever the user's forward raises
+        return False
+    return True
 
 
 def shape_at(shape: tuple[Any, ...], batch: int) -> tuple[int, ...]:

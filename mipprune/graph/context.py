@@ -106,6 +106,7 @@ class Context:
         self.contractions: list[Contraction] = []
         self.producers: list[tuple[str, Site]] = []
         self.sizes: list[SizeUse] = []
+        self.computed: dict[tuple[str, str], int] = {}  # (module, why) -> outputs of layers with computed weights
         self.lengths: list[tuple[str, int, Labels]] = []  # node, which of its integers, what that integer counts
         self.values: dict[str, Any] = {}
         self.node: fx.Node = None  # type: ignore[assignment]  # set before every rule
@@ -270,8 +271,17 @@ class Context:
             The labels of the weight's rows; zeros where the weight is computed, not a parameter.
         """
         columns = self.features(x, dim)
+        source = argument_of(self.node.args, argument)
+        if not bool(columns.any()) and batch_dim(source.meta["val"]) is not None:
+            own = self.along(x, dim)  # a parameter that serves as data, such as learned queries
+            columns = columns if own is None else own
         if weight.origin is None:
-            self.pin(columns, "multiplied by a computed weight")
+            reason = "multiplied by a computed weight; if a parametrization computes it, " \
+                     "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first"
+            self.pin(columns, reason)
+            self.pin(weight.labels, reason)
+            key = self.module, f"{reason} ({describe(self.node)})"
+            self.computed[key] = self.computed.get(key, 0) + weight.labels.shape[w_out]
             columns = torch.zeros_like(columns)
         elif (own := self.along(weight, w_in)) is not None:
             self.couple(columns, own)

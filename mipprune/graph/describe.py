@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from torch import fx
+import traceback
+from pathlib import Path
 
-__all__ = ["describe", "module_path"]
+import torch
+from torch import fx, nn
+
+__all__ = ["describe", "module_path", "user_line"]
 
 
 def describe(node: fx.Node, *, source: bool = True) -> str:
@@ -25,3 +29,17 @@ def module_path(node: fx.Node) -> str:
     """Path of the innermost module that a node comes from, ``""`` for the model itself."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return stack[-1][0] if stack else ""
+
+
+def user_line(error: BaseException, model: nn.Module) -> str:
+    """`` in module 'path' (Class), at file, line, function: code``: the user's last line before ``error``."""
+    own = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)
+              if not frame.f_code.co_filename.startswith(own)]
+    if not frames:
+        return ""
+    module = frames[-1][0].f_locals.get("self")
+    path = next((name for name, m in model.named_modules() if m is module), None)
+    inside = "" if path is None else f" in module {path or '(the model itself)'!r} ({type(module).__name__})"
+    at = traceback.StackSummary.extract(iter(frames[-1:]))[0]
+    return f'{inside}, at File "{at.filename}", line {at.lineno}, in {at.name}: `{at.line}`'

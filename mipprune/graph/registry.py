@@ -52,10 +52,12 @@ def apply_rule(context: Context, node: fx.Node, args: tuple[Any, ...], kwargs: d
     if rule is None and any(context.module == path or context.module.startswith(f"{path}.") for path in context.ignore):
         rule = opaque
     if rule is None:
+        alone = (f"leave the module alone with trace(..., ignore=[{context.module!r}])" if context.module else
+                 "move the operation into a module of its own, say self.odd, and call trace(..., ignore=['odd'])")
         raise TraceError(
             f"no rule for {describe(node)}.\n"
-            f"mipprune doesn't guess what an unknown operation does to units. Either leave the module alone with "
-            f"trace(..., ignore=[{context.module!r}]), which pins whatever reaches it; or say what it does with "
+            f"mipprune doesn't guess what an unknown operation does to units. Either {alone}, which pins whatever "
+            f"reaches it; or say what it does with "
             f"@mipprune.graph.register_rule({name!r}), see docs/coverage.md."
         )
     for keyword, given in kwargs.items():

@@ -189,7 +189,8 @@ class _Round:
             reason = f"the literal size {use.origin} is written in the code; use -1, a size taken from the tensor, " \
                      f"or an attribute ({use.where})"
         else:
-            reason = f"a size computed from {_text(use.origin)} would be wrong after pruning ({use.where})"
+            reason = f"a size computed from {_text(use.origin)} would be wrong after pruning; use -1 there, or " \
+                     f"the size of the tensor whose units leave ({use.where})"
         self.trouble.append((use.labels, reason))
         if form.is_constant or not isinstance(use.origin, int):
             self._pin_leaves(use.origin, reason)

@@ -272,6 +272,8 @@ def _pinned(model: nn.Module, context: Context, components: Components, number: 
             key = module, components.reason(label) or "nothing reads it"
             counts[key] = counts.get(key, 0) + 1
     out = [Pinned(module, count, reason) for (module, reason), count in counts.items()]
+    listed = {pinned.module for pinned in out}
+    out += [Pinned(path, n, reason) for (path, reason), n in context.computed.items() if path not in listed]
     used = {own for node in context.captured.nodes for own in _read_tensors(node, context)}
     untouched: dict[str, int] = {}
     for name, parameter in model.named_parameters():

@@ -276,6 +276,8 @@ def _repair_attributes(module: nn.Module) -> None:
         weights = dict(module.named_parameters())
         module.input_size, module.hidden_size = (int(weights[f"weight_{k}_l0"].shape[1]) for k in ("ih", "hh"))
         module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
     elif isinstance(module, PrunableMultiheadAttention):
         module.embed_dim = module.out_proj.weight.shape[0]
     elif isinstance(module, nn.GroupNorm):

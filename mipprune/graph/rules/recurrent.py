@@ -44,6 +44,29 @@ def _recurrent(
     return (out, *(c.spread(hidden, 2, shape) for shape in shapes[1:]))
 
 
+@register_rule("aten.lstm_cell", "aten.gru_cell", "aten.rnn_tanh_cell", "aten.rnn_relu_cell")
+def _cell(c: Context, x: Value, states: Any, *weights: Value | None) -> Any:
+    """One step of a loop: the states before and after it are the same hidden units."""
+    from_input, from_hidden, *biases = (w for w in weights if w is not None)
+    before = [states] if isinstance(states, Value) else list(states)
+    if from_input.name is None or from_hidden.name is None or x.labels.ndim != 2:
+        for value in (x, *before):
+            c.pin(value.labels, "a recurrent cell with computed weights or no batch dimension")
+        outs = tuple(c.zeros(shape) for shape in c.shapes)
+        return outs[0] if isinstance(states, Value) else outs
+    own = c.along(from_hidden, 1)
+    hidden = c.zeros([from_hidden.labels.shape[1]]) if own is None else own
+    for state in before:
+        c.match(1, hidden, state, 2)
+    columns = c.features(x, 1)
+    c.read(columns, 1)
+    c.read(hidden, 1, argument=1 if isinstance(states, Value) else (1, 0))
+    gates = from_hidden.labels.shape[0] // len(hidden)
+    _one_layer(c, [from_input, from_hidden, *biases], columns, hidden, gates, 1)
+    after = tuple(c.spread(hidden, 1, shape) for shape in c.shapes)
+    return after[0] if isinstance(states, Value) else after
+
+
 def _one_layer(c: Context, weights: list[Value], columns: Labels, hidden: Labels, gates: int, steps: int) -> None:
     from_input, from_hidden, *biases = weights
     rows = hidden.repeat(gates)

@@ -226,6 +226,56 @@ class DGCNN(nn.Module):
         return self.fc(torch.cat([c.amax(-1), c.mean(-1)], 1))
 
 
+class ResponseNorm(nn.Module):
+    """ConvNeXt V2's global response norm, channels last: norms over positions, divided by their mean over channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma, self.beta = (nn.Parameter(torch.rand(1, 1, 1, channels)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = torch.norm(x, p=2, dim=(1, 2), keepdim=True)
+        return self.gamma * (x * (size / (size.mean(-1, keepdim=True) + 1e-6))) + self.beta + x
+
+
+class ConvNeXtV2(nn.Module):
+    """A block with global response norm, then linear attention over pixels by einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.dw = nn.Conv2d(3, 6, 2, 2), nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.mlp = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 10), nn.GELU(), ResponseNorm(10), nn.Linear(10, 6))
+        self.heads, self.qkv, self.proj = 2, nn.Conv2d(6, 24, 1, bias=False), nn.Conv2d(8, 6, 1)
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.mlp(self.dw(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        b, _, h, w = x.shape
+        q, k, v = (t.reshape(b, self.heads, -1, h * w) for t in self.qkv(x).chunk(3, 1))
+        context = torch.einsum("bhdn,bhen->bhde", k.softmax(-1), v)
+        y = torch.einsum("bhde,bhdn->bhen", context, q.softmax(-2)).reshape(b, -1, h, w)
+        return self.fc((x + self.proj(y)).mean((2, 3)))
+
+
+class AttentionGate(nn.Module):
+    """Attention U-Net: a skip weighted by one map, made from itself and what comes up (a transposed convolution)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.bottom = nn.Conv2d(1, 5, 3, padding=1), nn.Conv2d(5, 8, 3, 2, 1)
+        self.up = nn.ConvTranspose2d(8, 4, 3, stride=2, padding=1, output_padding=1)
+        self.from_up, self.from_skip = nn.Conv2d(4, 3, 1), nn.Conv2d(5, 3, 1)
+        self.psi = nn.Sequential(nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1), nn.Sigmoid())
+        self.mix, self.out = nn.Conv2d(9, 4, 3, padding=2, dilation=2), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = F.relu(self.down(x))
+        up = self.up(F.relu(self.bottom(skip)))
+        gate = self.psi(F.relu(self.from_up(up) + self.from_skip(skip)))
+        return self.out(F.relu(self.mix(torch.cat([skip * gate, up], 1))))
+
+
 CONVOLUTIONAL = (
     NetworkCase("lenet", _lenet, (1, 8, 8), (6, 8, 12, 10)),
     NetworkCase("vgg", _vgg, (1, 6, 6), (6, 6, 8, 10)),
@@ -240,4 +290,6 @@ CONVOLUTIONAL = (
     NetworkCase("group_norm", GroupNormNet, (1, 3, 3, 3), (4, 4, 6)),
     NetworkCase("super_resolution", SuperResolution, (1, 6, 6), (6, 5, 3)),
     NetworkCase("dgcnn", DGCNN, (3, 8), (5, 6, 7)),
+    NetworkCase("convnext_v2", ConvNeXtV2, (3, 8, 8), (6, 10, 2)),
+    NetworkCase("attention_gate", AttentionGate, (1, 6, 6), (5, 8, 4, 3, 4)),
 )

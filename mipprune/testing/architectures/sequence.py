@@ -141,6 +141,37 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(torch.tanh(self.embed(x)))[0][:, -1])
 
 
+class CellLoop(nn.Module):
+    """Cells in a loop over time: the first starts by itself, the second from zeros of its own size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 6
+        self.first, self.second, self.head = nn.LSTMCell(4, 5), nn.GRUCell(5, 6), nn.Linear(11, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x.unbind(1)
+        state = self.first(steps[0])
+        hidden = self.second(state[0], x.new_zeros(x.shape[0], self.size))
+        for step in steps[1:]:
+            state = self.first(step, state)
+            hidden = self.second(state[0], hidden)
+        return self.head(torch.cat([state[1], hidden], -1))
+
+
+class QueryDecoder(nn.Module):
+    """Learned queries that attend to the input (nn.TransformerDecoderLayer): a parameter serves as data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.embed = nn.Embedding(3, 8), nn.Linear(4, 8)
+        self.decoder, self.head = nn.TransformerDecoderLayer(8, 2, 10, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries = self.queries.weight.unsqueeze(0).repeat(x.shape[0], 1, 1)
+        return self.head(self.decoder(queries, self.embed(x))).mean(1)
+
+
 SEQUENCE = (
     NetworkCase("transformer", lambda: Transformer(Attention), (5, 4), (12, 3, 10, 3, 10)),
     NetworkCase("manual_attention", lambda: Transformer(ManualAttention), (5, 4), (12, 3, 10, 3, 10)),
@@ -150,4 +181,6 @@ SEQUENCE = (
     NetworkCase("torch_encoder", TorchEncoder, (5, 4), (8, 2, 10, 2, 10)),
     NetworkCase("lstm", lambda: Recurrent(nn.LSTM), (5, 4), (5, 6)),
     NetworkCase("gru", lambda: Recurrent(nn.GRU), (5, 4), (5, 6)),
+    NetworkCase("cell_loop", CellLoop, (5, 4), (5, 6)),
+    NetworkCase("query_decoder", QueryDecoder, (5, 4), (8, 2, 2, 10)),
 )
