@@ -1,6 +1,6 @@
-"""Bound beside measured gap over keep rate, depth and width, on digits perceptrons: a table and a plot.
+"""Bound beside measured gap over keep rate, depth and width, on digits perceptrons: tables and a plot.
 
-Run: python examples/bounds.py [--out bounds.json]
+Neurons (T1, T2, T5) and single weights (T3, T4, T6).  Run: python examples/bounds.py [--quick] [--out bounds.json]
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ import mipprune as mp
 from mipprune.datasets import load_split
 from mipprune.records import write_json_atomic
 
-MASKS, SAMPLES, EPOCHS = 300, 64, 15
+SAMPLES = 64
+WEIGHT_MASKS, WEIGHT_SAMPLES, WEIGHT_KEEPS = 100, 32, (0.3, 0.5, 0.7, 0.8, 0.9)
 
 
-def network(depth: int, width: int, seed: int = 0) -> nn.Module:
-    """A digits perceptron with ``depth`` hidden layers, trained with weight decay."""
+def network(depth: int, width: int, epochs: int, seed: int = 0) -> nn.Module:
+    """A digits perceptron with ``depth`` hidden layers, trained with weight decay (not at all for no epochs)."""
     torch.manual_seed(seed)
     sizes = [64] + [width] * depth
     layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
     model = nn.Sequential(*layers, nn.Linear(width, 10))
     x, y = load_split("digits_flat").train
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.05)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for rows in torch.randperm(len(x)).split(64):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
@@ -38,14 +39,14 @@ def network(depth: int, width: int, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def row(model: nn.Module, keep: float) -> dict[str, float]:
+def row(model: nn.Module, keep: float, n_masks: int) -> dict[str, float]:
     """Bounds and measured gaps (means over samples) at one keep rate."""
     x, y = load_split("digits_flat").calibration
     data = x[:SAMPLES], y[:SAMPLES]
     graph = mp.trace(model, x[:1])
     gap = mp.bounds.neuron_gap(graph, data)
-    found = mp.bounds.validate_neurons(graph, data, keep=keep, n_masks=MASKS, gap=gap)
-    kept = np.random.default_rng(0).random((MASKS, graph.n_units)) < keep
+    found = mp.bounds.validate_neurons(graph, data, keep=keep, n_masks=n_masks, gap=gap)
+    kept = np.random.default_rng(0).random((n_masks, graph.n_units)) < keep
     real = mp.bounds.measured_gaps(graph, data[0], kept)
     rms = np.sqrt((real**2).mean(1))
     return {
@@ -55,25 +56,49 @@ def row(model: nn.Module, keep: float) -> dict[str, float]:
     }
 
 
+def weight_rows(model: nn.Module, n_masks: int) -> dict[str, dict[str, float]]:
+    """Looseness of the bounds for removed weights, by keep rate."""
+    x, y = load_split("digits_flat").calibration
+    data = x[:WEIGHT_SAMPLES], y[:WEIGHT_SAMPLES]
+    found = {keep: mp.bounds.validate_weights(model, data, keep=keep, n_masks=n_masks) for keep in WEIGHT_KEEPS}
+    return {str(keep): {key: float(value) for key, value in each.to_dict().items() if key != "record"}
+            for keep, each in found.items()}
+
+
 def main() -> None:
-    """Run the three grids, print and store their tables, draw the plot."""
+    """Run the grids, print and store their tables, draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("bounds.json"))
-    out = parser.parse_args().out
+    parser.add_argument("--quick", action="store_true", help="few masks and epochs: the figures mean nothing")
+    args = parser.parse_args()
+    out = args.out
     torch.set_num_threads(1)
+    n_masks, epochs, n_weight_masks = (20, 1, 3) if args.quick else (300, 15, WEIGHT_MASKS)
     grids = {
         "keep rate": {keep: (1, 64, keep) for keep in (0.5, 0.7, 0.8, 0.9, 0.95)},
         "hidden layers": {depth: (depth, 64, 0.8) for depth in (1, 2, 3, 4)},
         "width": {width: (2, width, 0.8) for width in (16, 32, 64, 128)},
     }
-    results = {name: {str(key): row(network(depth, width), keep) for key, (depth, width, keep) in grid.items()}
-               for name, grid in grids.items()}
+    results = {
+        name: {str(key): row(network(depth, width, epochs), keep, n_masks)
+               for key, (depth, width, keep) in grid.items()}
+        for name, grid in grids.items()
+    }
     for name, found in results.items():
         print(f"| {name} | T1 | T2 | T5 | violations | lowest coverage |\n|---|---|---|---|---|---|")
         for key, r in found.items():
             loose = f"{r['T1']:.1f} | {r['T2']:.2f} | {r['T5']:.1f}"
             print(f"| {key} | {loose} | {r['violations']} | {r['coverage']:.2f} |")
-    write_json_atomic(out, results)
+    weights = {f"{depth} {name}": weight_rows(network(depth, 64, n), n_weight_masks)
+               for depth in (1, 2, 3) for name, n in (("trained", epochs), ("untrained", 0))}
+    print("| hidden layers | keep | T3 | T4 | T4, magnitude | T6 | violations | lowest coverage |\n"
+          "|---|---|---|---|---|---|---|---|")
+    for name, rates in weights.items():
+        for keep, r in rates.items():
+            loose = [r["loose_" + key] for key in ("any", "known", "magnitude", "rescaled")]
+            cells = " | ".join(f"{value:.{0 if value >= 100 else 1}f}" for value in loose)
+            print(f"| {name} | {keep} | {cells} | {r['violations']:.0f} | {r['lowest_coverage']:.2f} |")
+    write_json_atomic(out, {**results, "weights": weights})
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, (name, found) in zip(figure.subplots(1, 3), results.items(), strict=True):

@@ -38,6 +38,7 @@ layers = ["fc1", "fc2"]
 pin = ["fc2"]
 ignore = ["extras"]
 min_keep = 2
+allow_empty = true
 multiple = 8
 surrogate = "head"
 stages = 3
@@ -68,7 +69,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "prune": {
             "budget": {"macs": 0.5, "params": 1.0, "units": None, "latency": None},
             "tolerance": None, "minimize": "macs",
-            "layers": ("fc1", "fc2"), "pin": ("fc2",), "ignore": ("extras",), "min_keep": 2, "multiple": 8,
+            "layers": ("fc1", "fc2"), "pin": ("fc2",), "ignore": ("extras",), "min_keep": 2, "allow_empty": True,
+            "multiple": 8,
             "surrogate": "head", "stages": 3,
             "repair": (), "solver": "scip", "time_limit": 30.0, "n_jobs": -1, "seed": 7,
         },
@@ -190,9 +192,9 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, said: list[s
     ("old", "new", "line"),
     [
         ("min_keep", "minkeep", 14),
-        ("seed = 7", 'seed = "7"', 22),
+        ("seed = 7", 'seed = "7"', 23),
         ("macs = 0.5", "mac = 0.5", 9),
-        ("[output]", "[outptu]", 23),
+        ("[output]", "[outptu]", 24),
         ('layers = ["fc1", "fc2"]', 'layers = [\n"fc1",\n2,\n]', 11),  # the line that the key stands on
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import math
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from mipprune.errors import BudgetError, InfeasibleError, MissingDependencyError, SolverError
 from mipprune.solver import Problem, Solution, solve
+from mipprune.solver.search import Search
 from mipprune.surrogates import Additive, LinearHead, Quadratic
 from mipprune.testing.problems import random_problem, random_surrogate
 
@@ -65,6 +67,7 @@ def head_problem(n: int = 60, samples: int = 400) -> Problem:
 @pytest.mark.parametrize("solver", [*SOLVERS, "nlp"])
 def test_time_limit_keeps_incumbent_and_bound(solver: str) -> None:
     solution = solve(head_problem(), solver=solver, time_limit=0.3)
+    assert solution.progress[-1][1:] == (solution.objective, solution.bound)
     assert solution.termination in ("time_limit", "optimal")
     assert head_problem().evaluate(solution.kept).feasible
     assert solution.bound <= solution.objective
@@ -128,3 +131,30 @@ def test_unknown_solver_and_bad_arguments() -> None:
         solve(Problem.minimize_units(Additive(np.ones(30)), max_drop=2.0), solver="brute")
     with pytest.raises(BudgetError, match="unknown resource"):
         dataclasses.replace(problem, objective="flops")
+
+
+def test_progress_is_what_the_search_knew_when(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([0.0, 1.0, 1.005, 2.0, 4.0, 4.01])
+    monkeypatch.setattr(Search, "seconds", property(lambda self: next(moments)))
+    search = Search(Problem.minimize_drop(Additive(np.array([1.0, 2.0, 4.0])), budgets={"units": 2}))
+    keeps = ([True, False, True], [True, True, False], [False, True, True])
+    search.raise_bound(0.25)
+    search.offer(np.array(keeps[1]))
+    search.raise_bound(0.5)  # within 2 % of the time before: replaces it
+    search.offer(np.array(keeps[0]))
+    search.offer(np.array(keeps[1]))  # worse, so nothing happens
+    search.raise_bound(1.5)  # above the incumbent-to-be by the solver's tolerance, say
+    search.offer(np.array(keeps[2]))
+    assert search.progress == (
+        (0.0, math.inf, 0.25), (1.005, 4.0, 0.5), (2.0, 2.0, 0.5), (4.01, 1.0, 1.0),
+    )
+
+
+def test_solutions_without_progress_are_read() -> None:
+    solution = solve(Problem.minimize_drop(Additive(np.ones(5)), budgets={"units": 2}))
+    data = solution.to_dict()
+    assert data.pop("progress")
+    assert Solution.from_dict(data) == dataclasses.replace(solution, progress=())
+    del data["kept"]
+    with pytest.raises(ValueError, match="kept"):
+        Solution.from_dict(data)

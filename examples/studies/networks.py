@@ -23,3 +23,9 @@ def fresh_mlp() -> nn.Module:
     """64-128-64-10 with the same untrained weights every time."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def untrained_mlp() -> nn.Module:
+    """The same as ``mlp`` with the same untrained weights every time."""
+    torch.manual_seed(0)
+    return mlp()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from ..game.data import read_data
 from ..graph import UnitGraph, trace
 from ..records import Record
 from .gap import NeuronGap, neuron_gap
+from .weights import Masks, WeightMasks, magnitude_masks
 
-__all__ = ["Validation", "measured_gaps", "validate_neurons"]
+__all__ = ["Validation", "WeightValidation", "measured_gaps", "measured_weight_gaps", "validate_neurons",
+           "validate_weights"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,6 +88,92 @@ def validate_neurons(
         loose_linear=_median(linear[real > slack], real[real > slack]),
         loose_quadratic=_median(quadratic[some], rms[some]),
         loose_random=_median(random.values[usual > slack], usual[usual > slack]),
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WeightValidation(Record):
+    """What removed weights did, beside T3, T4 and T6.
+
+    Attributes:
+        n_masks, n_samples: random masks of each of the two kinds, and inputs that each was measured on.
+        keep: share of the weights that stay; delta: of T6.
+        violations: gaps (per sample, and root mean square per mask) above T3 or T4: 0 if all is well.
+        coverage: share of (mask, sample) pairs within T6's bounds; ``lowest_coverage`` that of the worst sample.
+        loose_any, loose_known: median of bound / measured for T3, and for T4 on the same random masks.
+        loose_magnitude: the same for T4 on the mask by magnitude (per layer).
+        loose_rescaled: T6's bound over the (1 - delta) quantile of the gaps (median over samples).
+    """
+
+    n_masks: int
+    n_samples: int
+    keep: float
+    delta: float
+    violations: int
+    coverage: float
+    lowest_coverage: float
+    loose_any: float
+    loose_known: float
+    loose_magnitude: float
+    loose_rescaled: float
+
+
+@torch.no_grad()
+def measured_weight_gaps(
+    graph: UnitGraph, inputs: torch.Tensor, weights: Iterable[Mapping[str, np.ndarray]]
+) -> np.ndarray:
+    """``|f_W^(x) - f(x)|`` of networks with other weights on inputs (N, ...): float64 (number of networks, N)."""
+    model = copy.deepcopy(graph.model).double()
+    x = inputs.double()
+    dense = model(x).flatten(1)
+    out = []
+    for each in weights:
+        for name, weight in each.items():
+            model.get_parameter(name).copy_(torch.from_numpy(weight))
+        out.append((model(x).flatten(1) - dense).norm(dim=1).numpy())
+    return np.array(out).reshape(len(out), len(x))
+
+
+def validate_weights(
+    model: nn.Module | UnitGraph, data: Any, *, keep: float = 0.8, delta: float = 0.05, n_masks: int = 1000,
+    seed: int = 0,
+) -> WeightValidation:
+    """Random weight masks that keep each weight with probability ``keep``, measured on the network in float64: as they
+    are against T3 and T4, divided by ``keep`` (new masks) against T6; and the mask by magnitude against T3 and T4.
+
+    ``n_masks`` times the norms of the pruned layers, O(n^3) each, for T4.
+
+    Raises:
+        BudgetError: a keep or delta out of range.
+    """
+    found = WeightMasks(model, data)
+    inputs = as_data(data, found.graph).inputs[0]
+    rescaled = found.rescaled(keep, delta)
+    rng = np.random.default_rng(seed)
+
+    def draw() -> Masks:
+        return {name: rng.random(weight.shape) < keep for name, weight in found.weights.items()}
+
+    masks = [magnitude_masks(found.weights, keep), *(draw() for _ in range(n_masks))]
+    pruned = [found.pruned(mask) for mask in masks]
+    real = measured_weight_gaps(found.graph, inputs, pruned)
+    bounds = [[found.componentwise(mask) for mask in masks], [found.after(weights) for weights in pruned]]
+    values = np.array([[bound.values for bound in each] for each in bounds])
+    slack = 1e-9 * (1 + values.max(initial=0.0))  # rounding of two float64 forward passes
+    rms = np.array([[bound.rms for bound in each] for each in bounds])
+    above = int((real > values + slack).sum() + (np.sqrt((real**2).mean(1)) > rms + slack).sum())
+    scaled = ({name: weight / keep for name, weight in found.pruned(draw()).items()} for _ in range(n_masks))
+    drawn = measured_weight_gaps(found.graph, inputs, scaled)
+    within = drawn <= rescaled.values + slack
+    usual = np.quantile(drawn, 1 - delta, axis=0)
+    some, some_magnitude = real[1:] > slack, real[0] > slack
+    return WeightValidation(
+        n_masks=n_masks, n_samples=len(inputs), keep=keep, delta=delta, violations=above,
+        coverage=float(within.mean()), lowest_coverage=float(within.mean(0).min()),
+        loose_any=_median(values[0, 1:][some], real[1:][some]),
+        loose_known=_median(values[1, 1:][some], real[1:][some]),
+        loose_magnitude=_median(values[1, 0][some_magnitude], real[0][some_magnitude]),
+        loose_rescaled=_median(rescaled.values[usual > slack], usual[usual > slack]),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -29,11 +30,12 @@ class WeightMasks:
 
     Attributes:
         weights: name -> float64 array, the weights of linear layers and convolutions.
+        graph: the traced model.
         network, values: the dense network, and its values on the data.
     """
 
     def __init__(self, model: nn.Module | UnitGraph, data: Any) -> None:
-        graph, self.network, x = network_and_data(model, data)
+        self.graph, self.network, x = network_and_data(model, data)
         self.values = self.network.values(x)
         self.n_samples = len(x)
         self.layers: dict[int, Layer] = {
@@ -41,9 +43,14 @@ class WeightMasks:
             if isinstance(node, Affine) and node.layer is not None
         }
         self.weights = {
-            layer.name: graph.model.get_parameter(layer.name).detach().double().cpu().numpy()
+            layer.name: self.graph.model.get_parameter(layer.name).detach().double().cpu().numpy()
             for layer in self.layers.values()
         }
+
+    @functools.cached_property
+    def dense_paths(self) -> list[sp.csr_array]:
+        """Absolute path sums from every value of the dense network to the output (see :func:`backward_gains`)."""
+        return backward_gains(self.network, 0)[1]
 
     def changed(self, weights: Mapping[str, np.ndarray]) -> PiecewiseLinear:
         """The network with other weights in its layers (all of them by name)."""
@@ -75,7 +82,7 @@ class WeightMasks:
         Ours: ``W^ h^ - W h = W^ (h^ - h) - ((1 - xi) o W) h``, and ``|W^| <= |W|`` entry by entry.
         """
         removed = {n: np.abs(self.weights[n] - w) for n, w in self.pruned(masks).items()}
-        paths = backward_gains(self.network, 0)[1]
+        paths = self.dense_paths
         total = np.zeros((self.network.sizes[-1], self.n_samples))
         parts: dict[str, np.ndarray] = {}
         for value, layer in self.layers.items():
@@ -109,7 +116,7 @@ class WeightMasks:
         Ours, in the spirit of 2105.10065.  As in T4 with ``E W^ = W``.  Each layer's ``|D h|``: a sum of independent
         zero-mean vectors ``(xi / p - 1) w B_w h`` (B_w: where the weight stands), by Bernstein's inequality in Hilbert
         space, ``P(|S| >= t) <= 2 exp(-t^2 / (2 v + 2 L t / 3))`` (Pinelis 1994).  Norms behind it: ``|W^| <= |W| +
-        |D|``, |D| by the matrix Bernstein inequality (Tropp 2012, Theorem 1.6), ``P(|D| >= t) <= (m + n) exp(-t^2 /
+        |D|``, ``|D|`` by the matrix Bernstein inequality (Tropp 2012, Theorem 1.6), ``P(|D| >= t) <= (m + n) exp(-t^2 /
         (2 v + 2 L t / 3))``, v = (1 - p) / p times the largest squared row or column norm, as no weight stands twice in
         a row or column.  A union bound gives each event the same share of delta; tied layers don't matter to it.
         """

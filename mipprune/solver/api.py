@@ -90,6 +90,7 @@ def solve(
         version=features.version,
         seconds=search.seconds,
         n_cuts=search.n_cuts,
+        progress=search.progress,
     )
     if not certificate:
         return solution

@@ -1,4 +1,4 @@
-"""Relaxation of any convex function under a cardinality, by projected gradients, with a bound at every step."""
+"""Relaxation of any convex function under cardinalities, by projected gradients, with a bound at every step."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import numpy as np
 
 from .cardinality_qp import project_capped_simplex, tangent_bounds
 
-__all__ = ["relax_convex"]
+__all__ = ["descend_convex", "relax_convex"]
 
 ValueAndGradient = Callable[[np.ndarray], tuple[float, np.ndarray]]
+Project = Callable[[np.ndarray], np.ndarray]
+TangentBound = Callable[[float, np.ndarray, np.ndarray], float]
 
 
 def relax_convex(
@@ -27,9 +29,8 @@ def relax_convex(
 ) -> np.ndarray:
     """Minimise a convex function over ``{0 <= z <= 1, sum z = total}``: spectral projected gradients.
 
-    Steps go to the projection of ``z - t grad`` with Barzilai and Borwein's length t, and are shortened until the
-    value falls below the largest of the last eight.  Every gradient also gives a tangent, and the tangent bounds
-    *every* cardinality, so ``bounds`` rises at sizes other than ``total`` too.
+    Every gradient also gives a tangent, and the tangent bounds *every* cardinality, so ``bounds`` rises at sizes other
+    than ``total`` too.
 
     Args:
         start: float64, shape (n,); projected onto the set first.
@@ -41,19 +42,55 @@ def relax_convex(
     Returns:
         The best point, float64 of shape (n,).
     """
-    z = project_capped_simplex(start, total)
+
+    def bound(value: float, gradient: np.ndarray, z: np.ndarray) -> float:
+        np.maximum(bounds, tangent_bounds(value, gradient, z), out=bounds)
+        return float(bounds[total])
+
+    return descend_convex(
+        value_and_gradient, start, lambda y: project_capped_simplex(y, total), bound, tolerance=tolerance, limit=limit,
+        max_steps=max_steps, goes_on=goes_on,
+    )
+
+
+def descend_convex(
+    value_and_gradient: ValueAndGradient,
+    start: np.ndarray,
+    project: Project,
+    tangent_bound: TangentBound,
+    *,
+    tolerance: float,
+    limit: float | None = None,
+    max_steps: int = 200,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> np.ndarray:
+    """Minimise a convex function over a convex set: spectral projected gradients (Birgin, Martinez, Raydan 2000).
+
+    Steps go to the projection of ``z - t grad`` with Barzilai and Borwein's length t, and are shortened until the
+    value falls below the largest of the last eight.
+
+    Args:
+        start: float64, shape (n,); projected onto the set first.
+        project: nearest point of the set.
+        tangent_bound: is told value, gradient and point of every tangent, and answers the best lower bound so far.
+        tolerance, limit, max_steps, goes_on: as in :func:`relax_convex`.
+
+    Returns:
+        The best point, float64 of shape (n,).
+    """
+    z = project(start)
     value, gradient = value_and_gradient(z)
-    np.maximum(bounds, tangent_bounds(value, gradient, z), out=bounds)
+    bound = tangent_bound(value, gradient, z)
     best, best_value = z, value
     recent: deque[float] = deque([value], maxlen=8)
-    spread = float(np.abs(project_capped_simplex(z - gradient, total) - z).max())
+    spread = float(np.abs(project(z - gradient) - z).max())
     length = 1.0 / spread if spread > 0 else 1.0
     for _ in range(max_steps):
-        if best_value - bounds[total] <= tolerance:
+        if best_value - bound <= tolerance:
             break
-        if limit is not None and (best_value <= limit or bounds[total] > limit):
+        if limit is not None and (best_value <= limit or bound > limit):
             break
-        direction = project_capped_simplex(z - length * gradient, total) - z
+        direction = project(z - length * gradient) - z
         slope = float(gradient @ direction)
         if slope >= 0:  # no descent left in float64
             break
@@ -61,7 +98,7 @@ def relax_convex(
         while goes_on():
             trial = z + fraction * direction
             trial_value, trial_gradient = value_and_gradient(trial)
-            np.maximum(bounds, tangent_bounds(trial_value, trial_gradient, trial), out=bounds)
+            bound = tangent_bound(trial_value, trial_gradient, trial)
             if trial_value <= max(recent) + 1e-4 * fraction * slope or fraction < 1e-8:
                 break
             # minimum of the parabola through both values and the slope, kept within a tenth and a half

@@ -29,6 +29,7 @@ class Search:
         bound: best proved lower bound, rounded up to the next value that the objective can have.
         n_cuts: tangent cuts added so far.
         least_drop: smallest drop of any mask offered that meets all requirements but ``max_drop``.
+        events: (seconds, objective, bound) at every improvement, see :attr:`Solution.progress`.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Search:
         self.bound = -math.inf
         self.n_cuts = 0
         self.least_drop = math.inf
+        self.events: list[tuple[float, float, float]] = []
         self.begin = time.perf_counter()
         self.deadline = math.inf if time_limit is None else self.begin + time_limit
         self._lattice = None if problem.objective == "drop" else problem.costs[problem.objective].lattice
@@ -85,7 +87,7 @@ class Search:
         evaluation = self.problem.evaluate(kept)
         if evaluation.feasible and evaluation.objective < self.objective:
             self.kept, self.evaluation = np.array(kept, dtype=bool), evaluation
-            self._show()
+            self._improved()
         if evaluation.drop < self.least_drop and all(v.startswith("drop ") for v in evaluation.violations):
             self.least_drop = evaluation.drop
         return evaluation
@@ -100,9 +102,23 @@ class Search:
             bound = offset + unit * math.ceil(steps - 1e-6 - 1e-9 * abs(steps))
         if bound > self.bound:
             self.bound = bound
-            self._show()
+            self._improved()
 
-    def _show(self) -> None:
+    @property
+    def progress(self) -> tuple[tuple[float, float, float], ...]:
+        """The events with no bound above the incumbent's objective, so that the last is what a solution says."""
+        return tuple((seconds, objective, min(bound, self.objective)) for seconds, objective, bound in self.events)
+
+    def _improved(self) -> None:
+        seconds = self.seconds
+        if self.events and _tick(self.events[-1][0]) == _tick(seconds):
+            del self.events[-1]
+        self.events.append((seconds, self.objective, self.bound))
         self._bar.set_postfix_str(
             f"objective {self.objective:.6g}, bound {self.bound:.6g}, {self.n_cuts} cuts", refresh=True
         )
+
+
+def _tick(seconds: float) -> int:
+    """Number of a moment on a logarithmic clock whose ticks are 2 % apart, from 1e-6 seconds."""
+    return math.floor(math.log(max(seconds, 1e-6)) / math.log(1.02))

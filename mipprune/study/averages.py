@@ -14,6 +14,8 @@ __all__ = ["Averages", "averages_of"]
 
 #: Inputs that are no setting.
 HIDDEN = ("network", "version", "seed")
+#: Results that are drawn, not averaged.
+DRAWN = ("progress",)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,7 +40,7 @@ def averages_of(kind: str, cells: list[StoredCell]) -> Averages:
     """Group finished cells of one kind by what was asked for."""
     keys = [key for key in cells[0].inputs if key not in HIDDEN]
     differ = [key for key in keys if len({canonical(cell.inputs.get(key)) for cell in cells}) > 1]
-    results = list(dict.fromkeys(key for cell in cells for key in cell.result or {}))
+    results = list(dict.fromkeys(key for cell in cells for key in cell.result or {} if key not in DRAWN))
     groups: dict[tuple[str, ...], list[StoredCell]] = {}
     for cell in cells:
         name = (cell.model, *(_setting(cell.inputs.get(key)) for key in differ))

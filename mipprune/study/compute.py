@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.torch
 from torch import nn
 
+from ..curvature import expand_gates, fit_linear_head
 from ..errors import ConfigError
 from ..estimate import Estimate, banzhaf, exact_table, semivalue, shapley
 from ..game import LayerGame, TableGame
@@ -19,11 +20,13 @@ from ..graph import trace
 from ..pruning import LossIncrease, Macs, Params, Units, prune
 from ..pruning.measure import measure
 from ..pruning.pipeline import prepare
+from ..solver import Problem, solve
 from ..sources import RunData
+from ..surrogates import LinearHead, Quadratic
 from .comparison import compare
 from .networks import StudyNetwork
 
-__all__ = ["estimate", "exact", "layer_game", "loaded", "network", "prune_network"]
+__all__ = ["estimate", "exact", "layer_game", "loaded", "network", "prune_network", "solve_layer"]
 
 Payloads = tuple[bytes, ...]
 
@@ -87,6 +90,35 @@ def prune_network(inputs: dict[str, Any], source: StudyNetwork, payloads: Payloa
         "task": report.task, **summary, "dense_loss": report.dense.loss, "pruned_loss": report.pruned.loss,
         "magnitude_accuracy": report.baseline.accuracy, "held_out": report.pruned.n_samples,
         "kept_of": {layer.group: [layer.kept, layer.size] for layer in report.layers},
+    }, None
+
+
+def solve_layer(inputs: dict[str, Any], source: StudyNetwork, payloads: Payloads) -> tuple[dict[str, Any], None]:
+    """A layer's surrogate problem solved: objective, bound, proof, and (seconds, objective, bound) until the end."""
+    model, data = loaded(inputs, source, payloads[0])
+    samples = read_data(data.calibration, model)
+    if inputs["samples"] is not None:
+        samples = samples.take(slice(0, inputs["samples"]))
+    graph = trace(model, tuple(x[:1] for x in samples.inputs))
+    surrogate: LinearHead | Quadratic
+    if inputs["surrogate"] == "head":
+        fit = fit_linear_head(graph, inputs["layer"], samples)
+        surrogate = LinearHead(fit.activations, fit.weight, fit.bias, fit.targets)
+    else:
+        expansion, group = expand_gates(graph, samples), graph.group(inputs["layer"])
+        block = next(b for b, g in zip(expansion.curvature, graph.groups, strict=True) if g.name == group.name)
+        surrogate = Quadratic.from_curvature(expansion.gradient[group.units], block)
+    if inputs["keep"] is None:
+        problem = Problem.minimize_units(surrogate, max_drop=inputs["max_drop"])
+    else:
+        n_keep = max(1, round(inputs["keep"] * surrogate.n_units))
+        problem = Problem.minimize_drop(surrogate, budgets={"units": n_keep})
+    found = solve(problem, inputs["solver"], time_limit=inputs["time_limit"], seed=inputs["seed"])
+    progress = [*found.progress, (found.seconds, found.objective, found.bound)]
+    return {
+        "units": surrogate.n_units, "kept": found.n_kept, "drop": found.drop, "objective": found.objective,
+        "bound": found.bound, "gap": found.gap, "proved": found.proved, "termination": found.termination,
+        "used": found.solver, "progress": progress,
     }, None
 
 

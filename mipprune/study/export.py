@@ -20,6 +20,8 @@ __all__ = ["flat_row", "frame_of", "rows_of", "write_csv", "write_parquet"]
 
 #: Inputs that no reader of a table wants: they only make keys.
 HIDDEN = ("network", "version")
+#: Results with moments of the clock in them.
+TIMED = ("progress",)
 
 
 def flat_row(cell: StoredCell, timing: bool = True) -> dict[str, Any]:
@@ -30,6 +32,9 @@ def flat_row(cell: StoredCell, timing: bool = True) -> dict[str, Any]:
     row.update(cell.result or {})
     if timing:
         row.update(seconds=cell.seconds, attempts=cell.attempts)
+    else:
+        for key in TIMED:
+            row.pop(key, None)
     for key, value in row.items():
         if isinstance(value, (dict, list)):
             row[key] = canonical(value)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MissingDependencyError
 from .plots import STYLES
 from .summary import Convergence, ConvergencePoint, PrunePoint
+from .traces import SolverTraces
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["accuracy_figure", "convergence_figure", "interaction_figure", "kept_figure", "picture"]
+__all__ = ["accuracy_figure", "convergence_figure", "interaction_figure", "kept_figure", "picture",
+           "traces_figure"]
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -146,4 +148,26 @@ def interaction_figure(title: str, n_units: int, pairs: Sequence[float]) -> Figu
     nx.draw_networkx_labels(graph, places, font_size=8, ax=axis)
     axis.set_axis_off()
     figure.suptitle(f"{title} (strongest {largest:.3g})", fontsize=10)
+    return figure
+
+
+def traces_figure(found: SolverTraces) -> Figure:
+    """Incumbents (solid) and bounds (dotted) over seconds as steps, a colour and marker per solver."""
+    figure = _figure(6.4, 3.8)
+    axis = figure.subplots()
+    for name, colour, _, marker in _styled(list(dict.fromkeys(solver for solver, _ in found.searches))):
+        label: str | None = name
+        for solver, events in found.searches:
+            if solver != name:
+                continue
+            seconds = [max(event[0], 1e-4) for event in events]
+            for which, line in ((1, "-"), (2, ":")):
+                axis.step(seconds, [event[which] for event in events], where="post", color=colour, linestyle=line,
+                          label=label, linewidth=1.4)
+                axis.plot(seconds[-1:], [events[-1][which]], color=colour, marker=marker, markersize=5)
+                label = None  # one entry per solver, however many searches
+    axis.set(xscale="log", xlabel="seconds", ylabel=found.objective)
+    _plain(axis)
+    axis.legend(fontsize=8, frameon=False, title="incumbent, and bound dotted", title_fontsize=8)
+    figure.suptitle(found.title, fontsize=10)
     return figure

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config import TomlFile, read_value, refuse_unknown
 from ..errors import ConfigError
-from . import paper_kinds  # noqa: F401  registers its kinds
+from . import gap_kind, paper_kinds  # noqa: F401  register their kinds
 from .cell import plain
 from .kinds import KINDS, GridCell, cell_of
 

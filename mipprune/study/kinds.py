@@ -11,7 +11,8 @@ from ..errors import ConfigError
 from ..estimate.methods import INDEX_METHODS
 from .cell import Cell, plain
 
-__all__ = ["KINDS", "EstimateSection", "GridCell", "Kind", "PruneSection", "register_kind", "cell_of", "stages_of"]
+__all__ = ["KINDS", "EstimateSection", "GridCell", "Kind", "PruneSection", "SolveSection", "register_kind",
+           "cell_of", "stages_of"]
 
 _CHANCE = Rule("from 0 to 1", lambda value: 0 <= value <= 1)
 
@@ -50,6 +51,32 @@ class EstimateSection:
         if self.method not in INDEX_METHODS["shapley" if self.index == "shapley" else "semivalue"]:
             return None
         return self if self.index == "semivalue" else dataclasses.replace(self, p=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class SolveSection:
+    """``[[solve]]``: one layer's convex surrogate, solved; the report draws incumbent and bound over time.
+
+    Attributes:
+        layer: module path.
+        surrogate: ``"head"``, the cross-entropy of an auxiliary linear head (:func:`mipprune.fit_linear_head`), or
+            ``"quadratic"``, gradient and Gauss-Newton curvature of the layer's gates (:func:`mipprune.expand_gates`).
+        keep: share of the layer's units that stay, with the least drop; or
+        max_drop: the most that the surrogate may rise, in nats, with the fewest units.
+        solver: see :func:`mipprune.solve`.
+        samples: how many calibration samples the surrogate looks at, from the first; all by default.
+        time_limit: seconds; a cell that it ends depends on the machine's speed.
+        seed: of the solver.
+    """
+
+    layer: str
+    surrogate: Literal["head", "quadratic"] = "head"
+    keep: Annotated[float, SHARE] | None = None
+    max_drop: Annotated[float, Rule("at least 0", lambda value: value >= 0)] | None = None
+    solver: Literal["auto", "nlp", "scip", "highs", "cbc", "brute"] = "auto"
+    samples: Annotated[int, POSITIVE] | None = None
+    time_limit: Annotated[float, POSITIVE] | None = None
+    seed: Annotated[int, SEED] = 0
 
 
 def _settled_prune(section: PruneSection) -> PruneSection:
@@ -147,3 +174,5 @@ register_kind(Kind("estimate", EstimateSection, "mipprune.study.compute:estimate
                    EstimateSection.settled))
 register_kind(Kind("prune", PruneSection, "mipprune.study.compute:prune_network", _of_network, _settled_prune,
                    ("budget", "tolerance")))
+register_kind(Kind("solve", SolveSection, "mipprune.study.compute:solve_layer", _of_network,
+                   alternatives=("keep", "max_drop")))

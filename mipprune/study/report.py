@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..records import write_bytes_atomic
 from .cell import STATES
-from .figures import accuracy_figure, convergence_figure, interaction_figure, kept_figure, picture
+from .figures import accuracy_figure, convergence_figure, interaction_figure, kept_figure, picture, traces_figure
 from .storage import StudyStorage
 from .summary import Convergence, Overview, PrunePoint, overview
 
@@ -82,6 +82,12 @@ def write_report(storage: StudyStorage, study: str, folder: Path, console: Conso
         pictures = [_Picture(f"interactions-{i + 1}", one[0], interaction_figure(*one))
                     for i, one in enumerate(found.graphs[:MOST_FIGURES])]
         sections.append(_Section("Interactions", [*lines, *_left_out(len(found.graphs))], [], pictures))
+    if found.traces:
+        lines = ["Objective of the best mask so far, and the proved bound below it (dotted), over wall-clock time; "
+                 "where they meet, the mask is optimal for the surrogate. A marker is the end of a search."]
+        pictures = [_Picture(f"solver-{i + 1}", f"{one.title}: incumbent and bound over time", traces_figure(one))
+                    for i, one in enumerate(found.traces[:MOST_FIGURES])]
+        sections.append(_Section("Solver gap over time", [*lines, *_left_out(len(found.traces))], [], pictures))
     if found.others:
         tables = [_Table(one.kind, one.head, one.rows, one.n_words) for one in found.others]
         lines = ["Means over the seeds, with the lowest and highest where they differ."]

@@ -14,6 +14,7 @@ from ..records import Record
 from .averages import Averages, averages_of
 from .cell import StoredCell, canonical
 from .storage import StudyStorage
+from .traces import SolverTraces, traces_of
 
 __all__ = ["Convergence", "ConvergencePoint", "Overview", "PrunePoint", "overview", "wilson"]
 
@@ -99,6 +100,7 @@ class Overview(Record):
         counts: kind -> state -> cells.
         convergence, pruning: of the kinds "estimate" and "prune".
         graphs: title, number of units and pairs (i < j, row by row) of the first "interactions" cell of every setting.
+        traces: how the searches of the kind "solve" went.
         others: of every other kind that a study asks for.
         errors: kind, network and last line of the error of every failed cell.
         seconds: computing time of all finished cells together.
@@ -109,6 +111,7 @@ class Overview(Record):
     convergence: tuple[Convergence, ...]
     pruning: tuple[PrunePoint, ...]
     graphs: tuple[tuple[str, int, tuple[float, ...]], ...]
+    traces: tuple[SolverTraces, ...]
     others: tuple[Averages, ...]
     errors: tuple[tuple[str, str, str], ...]
     seconds: float
@@ -133,6 +136,7 @@ def overview(storage: StudyStorage, study: str) -> Overview:
         table.setdefault(kind, {})[state] = number
     convergences, prunings = _convergences(found.pop("estimate")), _prunings(found.pop("prune"))
     pairs = found.pop("interactions", [])
+    traces = traces_of(found.get("solve", []))
     others = tuple(averages_of(kind, cells) for kind, cells in found.items())
     graphs: dict[str, tuple[str, int, tuple[float, ...]]] = {}
     for cell in pairs:
@@ -140,7 +144,7 @@ def overview(storage: StudyStorage, study: str) -> Overview:
         title = f"{cell.model}, layer {cell.inputs['layer']}: pairs at p={cell.inputs['p']:g}"
         graphs.setdefault(title, (title, cell.result["players"], tuple(cell.result["pairs"])))
     drawn = tuple(graphs.values())
-    return Overview(study, table, convergences, prunings, drawn, others, tuple(errors), seconds)
+    return Overview(study, table, convergences, prunings, drawn, traces, others, tuple(errors), seconds)
 
 
 def _grouped(cells: Iterable[StoredCell], keys: Iterable[str]) -> dict[tuple[Any, ...], list[StoredCell]]:

@@ -69,6 +69,7 @@ class SolverContract:
             assert found.proved, seed
             assert found.termination == "optimal", seed
             assert Solution.from_dict(found.to_dict()) == found
+            _check_progress(found)
 
     def test_a_search_that_is_cut_short_claims_nothing_false(self) -> None:
         for seed in (4, 10, 16):
@@ -82,6 +83,7 @@ class SolverContract:
                 assert problem.evaluate(found.kept).feasible
                 assert found.bound <= best + 1e-9 <= found.objective + 2e-9
                 assert found.termination == "optimal" or not found.proved or found.gap == 0.0
+                _check_progress(found)
 
     def _harder(self, seed: int) -> Problem:
         rng = np.random.default_rng(seed)
@@ -126,3 +128,15 @@ class SolverContract:
         if self.gives_bound:
             found = self.solve(self._harder(4), time_limit=5.0)
             assert math.isfinite(found.bound)
+
+
+def _check_progress(found: Solution) -> None:
+    """Time goes on, the objective never rises, the bound never falls, and the last event is the answer."""
+    if not found.progress:
+        return  # of a backend that isn't run by ``mipprune.solve``
+    seconds, objectives, bounds = zip(*found.progress, strict=True)
+    assert list(seconds) == sorted(seconds)
+    assert list(objectives) == sorted(objectives, reverse=True)
+    assert list(bounds) == sorted(bounds)
+    assert (objectives[-1], bounds[-1]) == (found.objective, found.bound)
+    assert seconds[-1] <= found.seconds

@@ -1,0 +1,41 @@
+"""The kind of cells ``gap_bound``: bounds on the output gap beside what sampled masks do."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+from ..config import POSITIVE, SEED, Rule
+from .kinds import Kind, register_kind
+
+__all__ = ["GapBoundSection"]
+
+_RATE = Rule("between 0 and 1", lambda value: 0 < value < 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class GapBoundSection:
+    """``[[gap_bound]]``: :func:`mipprune.bounds.validate_neurons` or :func:`mipprune.bounds.validate_weights`.
+
+    Attributes:
+        what: which parts masks remove.
+        keep: probability that a part stays.
+        delta: of the bounds for random masks.
+        n_masks: masks that are measured.
+        samples: calibration samples, from the first.
+        seed: of the masks.
+    """
+
+    what: Literal["neurons", "weights"] = "neurons"
+    keep: Annotated[float, _RATE] = 0.8
+    delta: Annotated[float, _RATE] = 0.05
+    n_masks: Annotated[int, POSITIVE] = 300
+    samples: Annotated[int, POSITIVE] = 32
+    seed: Annotated[int, SEED] = 0
+
+
+def _of_network(inputs: dict[str, Any]) -> tuple[tuple[str, dict[str, Any]], ...]:
+    return (("network", {"network": inputs["network"]}),)
+
+
+register_kind(Kind("gap_bound", GapBoundSection, "mipprune.study.gap_compute:gap_bound", _of_network))
