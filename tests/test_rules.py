@@ -255,3 +255,29 @@ def test_cells_keep_their_sizes_in_step() -> None:
     kept[[graph.group("inp").offset, graph.group("cell").offset, graph.group("cell").offset + 1]] = False
     small = PrunePlan.from_mask(graph, kept).apply(model)
     assert (small.cell.input_size, small.cell.hidden_size) == (5, 3)
+
+
+class ViewedHeads(nn.Module):
+    """Heads cut out with ``width // heads``, where the width is the residual stream's, as many transformers have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 3
+        self.inp, self.qkv, self.proj = nn.Linear(4, 12), nn.Linear(12, 36), nn.Linear(12, 12)
+        self.up, self.down, self.out = nn.Linear(12, 7), nn.Linear(7, 12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inp(x)
+        b, n, width = x.shape
+        parts = self.qkv(x).chunk(3, -1)
+        q, k, v = (t.reshape(b, n, self.heads, width // self.heads).transpose(1, 2) for t in parts)
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, -1))
+        return self.out(x + self.down(F.relu(self.up(x)))).mean(1)
+
+
+def test_a_quotient_of_two_widths_that_leave_apart_pins_both() -> None:
+    torch.manual_seed(0)
+    graph = check(ViewedHeads().double().eval(), torch.randn(5, 6, 4, dtype=torch.float64))
+    assert [(g.name, g.size) for g in graph.groups] == [("up", 7)]
+    reason = next(p.reason for p in graph.pinned if p.module == "qkv")
+    assert "// heads would be wrong after pruning; use -1, or an attribute of its own" in reason

@@ -125,7 +125,13 @@ class _Round:
 
     def _agrees(self, use: SizeUse, form: Form) -> bool:
         value = self._evaluate(use.origin)
-        return form.is_constant if value is None else form == value
+        if value is None:  # a size that isn't known doesn't vary; a quotient of widths that leave apart does
+            return form.is_constant and not self._varies(use.origin)
+        return form == value
+
+    def _varies(self, expression: Expression) -> bool:
+        forms = (self._evaluate(leaf) for leaf in _leaves(expression))
+        return any(form is not None and not form.is_constant for form in forms)
 
     def _solve(self, use: SizeUse, form: Form) -> None:
         """Give an attribute that occurs in the expression the value that makes it right, if there is one."""
@@ -189,8 +195,8 @@ class _Round:
             reason = f"the literal size {use.origin} is written in the code; use -1, a size taken from the tensor, " \
                      f"or an attribute ({use.where})"
         else:
-            reason = f"a size computed from {_text(use.origin)} would be wrong after pruning; use -1 there, or " \
-                     f"the size of the tensor whose units leave ({use.where})"
+            reason = f"a size computed from {_text(use.origin)} would be wrong after pruning; use -1, or an " \
+                     f"attribute of its own such as self.head_dim ({use.where})"
         self.trouble.append((use.labels, reason))
         if form.is_constant or not isinstance(use.origin, int):
             self._pin_leaves(use.origin, reason)
