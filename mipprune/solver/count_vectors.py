@@ -19,7 +19,7 @@ import numpy as np
 from .cardinality_convex import descend_convex
 from .cardinality_qp import project_capped_simplex
 from .masks import costs_of
-from .oracles import oracle_of
+from .oracles import FunctionOracle
 from .problem import Problem
 from .search import Search
 
@@ -94,7 +94,7 @@ class _Vectors:
         self.bounds = np.full(len(counts), -np.inf)
         self.free = np.flatnonzero(~(problem.keep | problem.remove))
         self.base = problem.remove.astype(np.float64)
-        self.oracle = oracle_of(problem.surrogate, self.base, self.free)
+        self.oracle = FunctionOracle(problem.surrogate, self.base, self.free)  # no matrix of all pairs of units
         group = problem.costs.group_of_unit[self.free]
         self.members = [np.flatnonzero(group == g) for g in range(counts.shape[1])]
         self.last = np.full(len(self.free), 0.5)
