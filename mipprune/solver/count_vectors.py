@@ -65,6 +65,8 @@ def bound_by_counts(search: Search, goes_on: Callable[[], bool]) -> np.ndarray |
     if counts is None or len(counts) == 0:
         return None
     work = _Vectors(search, counts)
+    if len(work.free) == 0:
+        return None
     best, best_drop = None, np.inf
     relaxed: set[int] = set()
     while goes_on() and not search.closed:
