@@ -122,6 +122,14 @@ def test_too_many_counts_are_left_to_others(monkeypatch: pytest.MonkeyPatch) -> 
     assert search.bound == -np.inf
 
 
+@pytest.mark.parametrize("pinned", [4, 8])
+def test_groups_without_a_choice(pinned: int) -> None:
+    problem = layered([4, 4], 0, 1.0, keep=np.arange(pinned))
+    search = bounded(problem)
+    assert search.bound <= solve(problem, solver="brute").objective + 1e-9
+    assert (search.kept is None) == (pinned == 8)
+
+
 def test_stops_when_told() -> None:
     asked = 0
 

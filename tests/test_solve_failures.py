@@ -15,6 +15,7 @@ import pytest
 
 from mipprune.errors import SolverError
 from mipprune.solver import LinearMip, MipBuilder, Problem, Solution, scip_tree, solve, solve_linear
+from mipprune.solver.oracles import QuadraticOracle
 from mipprune.surrogates import Quadratic
 
 posix = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
@@ -103,6 +104,48 @@ def test_a_crash_of_scip_leaves_the_incumbent(monkeypatch: pytest.MonkeyPatch) -
     assert solution.termination == "solver_error"
 
 
+def test_a_crash_of_highs_leaves_the_incumbent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(self: Any, lp: Any) -> None:
+        raise pulp.PulpSolverError("HiGHS: numerical trouble")
+
+    monkeypatch.setattr(pulp.HiGHS, "actualSolve", crash)
+    problem = hard_problem()
+    solution = solve(problem, solver="highs", time_limit=20)
+    assert is_sound(problem, solution)
+    assert solution.termination == "solver_error"
+    with pytest.raises(SolverError, match="numerical trouble"):
+        solve_linear(small_mip(), "highs")
+
+
+@pytest.mark.parametrize("error", [np.linalg.LinAlgError("singular"), MemoryError("curvature")])
+@pytest.mark.parametrize("calls", [2, 40])
+def test_a_crash_of_the_oracle_leaves_the_incumbent(
+    error: Exception, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, left, real = hard_problem(), [calls], QuadraticOracle.value_and_gradient
+
+    def crash(self: QuadraticOracle, z: np.ndarray) -> tuple[float, np.ndarray]:
+        left[0] -= 1
+        if left[0] < 0:
+            raise error
+        return real(self, z)
+
+    monkeypatch.setattr(QuadraticOracle, "value_and_gradient", crash)
+    solution = solve(problem, solver="nlp", time_limit=20)
+    assert left[0] < 0
+    assert is_sound(problem, solution)
+    assert solution.termination == "solver_error"
+
+
+def test_a_crash_before_any_incumbent_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(self: QuadraticOracle, z: np.ndarray) -> tuple[float, np.ndarray]:
+        raise np.linalg.LinAlgError("singular")
+
+    monkeypatch.setattr(QuadraticOracle, "value_and_gradient", crash)
+    with pytest.raises(SolverError, match="nlp broke down: singular"):
+        solve(hard_problem(), solver="nlp", time_limit=20)
+
+
 def children() -> set[int]:
     """Process numbers of this process's children."""
     found: set[int] = set()
@@ -137,7 +180,7 @@ def test_a_killed_cbc_leaves_the_incumbent() -> None:
 
 
 @posix
-@pytest.mark.parametrize("solver", ["nlp", "scip", "highs"])
+@pytest.mark.parametrize("solver", ["nlp", "scip", "highs", "cbc"])
 @pytest.mark.parametrize("after", [0.02, 0.2, 1.5])
 def test_ctrl_c_at_any_moment(solver: str, after: float) -> None:
     problem = hard_problem()

@@ -50,10 +50,18 @@ class ConvexTrees(Backend):
             raise SolverError(
                 f"solver 'nlp' takes problems of one group, this one has {len(search.problem.costs.groups)}: use 'scip'"
             )
-        work = _Sizes(search)
         if start is not None:
             search.offer(start)
         search.offer(~search.problem.remove)
+        try:
+            return self._search(search)
+        except (ArithmeticError, MemoryError, ValueError, np.linalg.LinAlgError) as error:
+            if search.kept is None:
+                raise SolverError(f"nlp broke down: {error}") from error
+            return "solver_error"  # what was found and proved before stays true
+
+    def _search(self, search: Search) -> str:
+        work = _Sizes(search)
         slope = search.problem.surrogate.drop_and_gradient(work.base)[1]
         search.offer(round_by(search.problem, -slope))
         while True:

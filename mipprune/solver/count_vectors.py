@@ -19,7 +19,7 @@ import numpy as np
 from .cardinality_convex import descend_convex
 from .cardinality_qp import project_capped_simplex
 from .masks import costs_of
-from .oracles import oracle_of
+from .oracles import FunctionOracle
 from .problem import Problem
 from .search import Search
 
@@ -65,6 +65,8 @@ def bound_by_counts(search: Search, goes_on: Callable[[], bool]) -> np.ndarray |
     if counts is None or len(counts) == 0:
         return None
     work = _Vectors(search, counts)
+    if len(work.free) == 0:
+        return None
     best, best_drop = None, np.inf
     relaxed: set[int] = set()
     while goes_on() and not search.closed:
@@ -94,7 +96,7 @@ class _Vectors:
         self.bounds = np.full(len(counts), -np.inf)
         self.free = np.flatnonzero(~(problem.keep | problem.remove))
         self.base = problem.remove.astype(np.float64)
-        self.oracle = oracle_of(problem.surrogate, self.base, self.free)
+        self.oracle = FunctionOracle(problem.surrogate, self.base, self.free)  # no matrix of all pairs of units
         group = problem.costs.group_of_unit[self.free]
         self.members = [np.flatnonzero(group == g) for g in range(counts.shape[1])]
         self.last = np.full(len(self.free), 0.5)

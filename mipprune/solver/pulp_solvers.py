@@ -27,6 +27,8 @@ class HighsSolver(LinearSolver):
     ) -> LinearOutcome:
         import highspy
 
+        begin = time.perf_counter()
+        model, variables = _pulp_model(mip)
         interrupted = False
 
         class Interruptible(pulp.HiGHS):
@@ -41,10 +43,9 @@ class HighsSolver(LinearSolver):
                 interrupted = run_interruptible(highs.solve, highs.cancelSolve)
 
         solver = Interruptible(
-            msg=False, gapRel=0.0, gapAbs=0.0, threads=threads, timeLimit=time_limit, random_seed=seed % 2**31
+            msg=False, gapRel=0.0, gapAbs=0.0, threads=threads, timeLimit=_left(time_limit, begin),
+            random_seed=seed % 2**31,
         )
-        model, variables = _pulp_model(mip)
-        begin = time.perf_counter()
         try:
             model.solve(solver)
         except pulp.PulpSolverError as error:
@@ -73,6 +74,7 @@ class CbcSolver(LinearSolver):
     def solve_linear(
         self, mip: LinearMip, *, time_limit: float | None, threads: int, start: np.ndarray | None, seed: int
     ) -> LinearOutcome:
+        begin = time.perf_counter()
         model, variables = _pulp_model(mip)
         if start is not None:
             for variable, value in zip(variables, start.tolist(), strict=True):
@@ -84,11 +86,10 @@ class CbcSolver(LinearSolver):
             gapRel=0.0,
             gapAbs=0.0,
             threads=threads if threads > 1 else None,
-            timeLimit=time_limit,
+            timeLimit=_left(time_limit, begin),
             warmStart=start is not None,
             options=["increment 1e-9", f"randomCbcSeed {seed % 2**31}"],  # its default skips gains below 1e-5
         )
-        begin = time.perf_counter()
         interrupted = False
         with tempfile.TemporaryDirectory(prefix="mipprune-") as folder:
             solver.tmpDir = folder  # an interrupted PuLP leaves its files behind
@@ -138,6 +139,11 @@ def _pulp_model(mip: LinearMip) -> tuple[Any, list[Any]]:
             if math.isfinite(upper):
                 model += activity <= upper
     return model, variables
+
+
+def _left(time_limit: float | None, begin: float) -> float | None:
+    """What is left of the time limit; never 0, which PuLP takes for no limit."""
+    return None if time_limit is None else max(0.01, time_limit - (time.perf_counter() - begin))
 
 
 def _finite(bound: float) -> float | None:
