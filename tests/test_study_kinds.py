@@ -144,25 +144,26 @@ def test_train_and_prune(tmp_path: Path) -> None:
     assert row["termination"] == report.termination
 
 
-@pytest.mark.parametrize(
-    ("surrogate", "asked"), [("head", {"keep": 0.4}), ("quadratic", {"max_drop": 0.02}), ("quadratic", {"keep": 0.5})]
+@pytest.mark.parametrize(  # of each another limit by one unit, or by a factor of two, has another answer
+    ("layer", "surrogate", "asked"),
+    [("0", "head", {"keep": 0.4}), ("0", "head", {"max_drop": 0.05}), ("2", "quadratic", {"keep": 0.8})],
 )
-def test_solve(tmp_path: Path, surrogate: str, asked: dict[str, float]) -> None:
-    study, row = ran(tmp_path, "solve", layer="0", surrogate=surrogate, solver="nlp", samples=30, seed=1, **asked)
+def test_solve(tmp_path: Path, layer: str, surrogate: str, asked: dict[str, float]) -> None:
+    study, row = ran(tmp_path, "solve", layer=layer, surrogate=surrogate, solver="nlp", samples=30, seed=1, **asked)
     x, y = samples()
     graph, data = traced(), LabelledData((x[:30],), y[:30])
     if surrogate == "head":
-        fit = mp.fit_linear_head(graph, "0", data)
+        fit = mp.fit_linear_head(graph, layer, data)
         convex: Any = mp.surrogates.LinearHead(fit.activations, fit.weight, fit.bias, fit.targets)
     else:
-        units = graph.group("0").units
+        units = graph.group(layer).units
         joint = mp.expand_gates(graph, data, joint=True)  # the layer's block of the whole, by another road
         convex = mp.surrogates.Quadratic.from_curvature(joint.gradient[units], joint.joint[units, units])
     problem = (mp.Problem.minimize_units(convex, max_drop=asked["max_drop"]) if "max_drop" in asked
-               else mp.Problem.minimize_drop(convex, budgets={"units": round(asked["keep"] * 6)}))
+               else mp.Problem.minimize_drop(convex, budgets={"units": round(asked["keep"] * convex.n_units)}))
     best = mp.solve(problem, "brute")
     assert row["objective"] == pytest.approx(best.objective, rel=1e-6, abs=1e-9)
-    assert (row["kept"], row["units"], row["used"]) == (best.n_kept, 6, "nlp")
+    assert (row["kept"], row["units"], row["used"]) == (best.n_kept, convex.n_units, "nlp")
     assert row["proved"]
     seconds, objectives, bounds = zip(*row["progress"], strict=True)
     assert list(seconds) == sorted(seconds)
