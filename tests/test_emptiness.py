@@ -160,7 +160,8 @@ def test_prune_empties_what_a_budget_leaves_no_room_for() -> None:
     counts = np.array([g.fewest for g in graph.groups])
     smallest = graph.costs.cost("macs", counts) / graph.macs()
     with pytest.raises(mp.errors.InfeasibleError):
-        mp.prune(model, (x, y), budget=mp.Macs(smallest), **options)
-    result = mp.prune(model, (x, y), budget=mp.Macs(smallest), allow_empty=True, **options)
+        mp.prune(model, (x, y), budget=mp.Macs(smallest), allow_empty=False, **options)
+    assert smallest <= 0.1  # where it is the default
+    result = mp.prune(model, (x, y), budget=mp.Macs(smallest), **options)
     assert result.report.ratio("macs") <= smallest
     assert [layer.kept for layer in result.report.layers] == counts.tolist()

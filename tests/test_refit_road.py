@@ -109,6 +109,35 @@ def test_width_search_finds_the_best_widths_and_counts_its_evaluations() -> None
     assert counts[0] >= 4
 
 
+def test_width_search_empties_a_group_where_no_step_leads_there() -> None:
+    curves, costs = toy_curves(8)
+    limit = costs.cost("macs", np.array([5, 5]))
+
+    def oracle(kept: np.ndarray) -> float:
+        counts = costs.counts(kept)
+        return -100.0 if counts[0] == 0 else -float(9 * counts[0] + counts[1])
+
+    widths = WidthSearch(curves, costs, {"macs": limit}, widths_from(curves, 0, 1), oracle)
+    counts, loss = widths.run(np.array([5, 5]), 40, lambda: True)
+    assert loss == -100
+    assert counts.tolist() == [0, 8]  # what emptying saved went to the other group, none of it back
+    found = widths.finalists(2)
+    assert [bool(counts[0] == 0) for counts, _ in found] == [True, False]
+    assert all(costs.cost("macs", counts) <= limit and oracle(widths.mask(counts)) == value for counts, value in found)
+    assert found[1][1] == min(value for key, value in widths.seen.items() if key[0] > 0)
+    never = WidthSearch(curves, costs, {"macs": limit}, widths_from(curves, 1, 1), oracle)
+    assert never.run(np.array([5, 5]), 40, lambda: True)[0][0] > 0
+
+
+def test_the_search_starts_at_the_best_of_its_starts() -> None:
+    curves, costs = toy_curves(8)
+    widths = WidthSearch(
+        curves, costs, {"macs": costs.cost("macs", np.array([5, 5]))}, widths_from(curves, 1, 1),
+        lambda kept: abs(float(costs.counts(kept)[0]) - 2),
+    )
+    assert widths.best_start([np.array([5, 5]), np.array([2, 8]), np.array([4, 6])]).tolist() == [2, 8]
+
+
 def test_leftover_budget_is_filled_up() -> None:
     curves, costs = toy_curves(8)
     limit = costs.cost("macs", np.array([6, 5]))
@@ -211,6 +240,9 @@ def test_the_oracle_judges_on_what_the_refit_did_not_see(mlp: nn.Module, digits_
     assert oracle(kept) == pytest.approx(0, abs=1e-6)
     kept[:12] = False
     assert oracle(kept) > 0.01
+    fitted = RefitOracle(graph, data, None, head=True)
+    assert fitted(kept) == fitted(kept) > 0  # the cross-entropy of the labels, after the head's fit
+    assert fitted(np.ones(graph.n_units, dtype=bool)) < fitted(kept)
 
 
 def test_interrupted_while_searching_widths(mlp: nn.Module, digits_flat: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,8 @@ __all__ = ["prune"]
 DEFAULT_STAGES = 4
 #: Of the joint quadratic; 16 add nothing (measured).
 JOINT_STAGES = 8
+#: Groups may be emptied by default at budgets up to this: on small networks it gains 1 to 15 points at 5%, none at 20%.
+EMPTY_BELOW = 0.1
 
 
 def prune(
@@ -61,7 +63,7 @@ def prune(
     pin: Iterable[str] = (),
     ignore: Sequence[str] = (),
     min_keep: int = 1,
-    allow_empty: bool = False,
+    allow_empty: bool | None = None,
     multiple: int = 1,
     surrogate: str | None = None,
     stages: int | None = None,
@@ -97,7 +99,8 @@ def prune(
         ignore: module paths in which an operation without a rule pins what reaches it, instead of being an error.
         min_keep: fewest units to keep in every group, at least 1.
         allow_empty: groups may lose every unit where the input has a way around them (residual branches, all heads of
-            an attention), see :func:`mipprune.allow_empty`; ``min_keep`` doesn't hold for these.
+            an attention), see :func:`mipprune.allow_empty`; ``min_keep`` doesn't hold for these.  By default they may
+            under a budget of at most a tenth with ``surrogate="refit"`` and ``min_keep`` at 1.
         multiple: kept widths are multiples of this (8 suits most hardware); a group keeps all its units where it has
             fewer, and may always keep all.
         surrogate: ``"refit"``: what removals cost after the layers that read the units are refitted
@@ -148,6 +151,9 @@ def prune(
         raise ConfigError("surrogate='joint' takes budgets; with a tolerance use 'refit' or 'quadratic'")
     if surrogate == "joint" and multiple > 1:
         raise ConfigError("surrogate='joint' knows no width multiples; use 'refit' or 'quadratic'")
+    if allow_empty is None:
+        scarce = any(b.ratio <= EMPTY_BELOW for b in budgets)
+        allow_empty = scarce and surrogate == "refit" and min_keep == 1
     graph, calibration, held_out = prepare(model, data, holdout, example_input, seed, ignore, allow_empty)
     unseen = None if validation is None else as_data(validation, graph, "validation data")
     repairer = Repairer(graph, calibration, calibration if unseen is None else unseen, tuple(repair))
@@ -263,7 +269,7 @@ def _search(
                 within_tolerance(search, tolerance.nats, minimize, count, found)
         best = _best(search, found, tolerance, minimize)
         if refits and best.stages and tolerance is None:
-            found[:] = [search_widths(search, limits, best)]  # a third of the data and the refits judged it
+            found[:] = [search_widths(search, limits, best, first)]  # a third of the data and the refits judged it
         elif best.stages and not refits:
             found.append(_tightened(search, best, limits, tolerance, minimize))
     except OutOfTime:

@@ -6,19 +6,22 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..costs import CostModel
 from ..curvature import RefitCurve
 from ..game import LabelledData
 from ..graph import UnitGraph
-from ..repair import CutNetwork, DenseRun, refit_cut
+from ..repair import CutNetwork, DenseRun, refit_cut, refit_head
 from ..surgery.verify import first_tensor
 
 __all__ = ["RefitOracle", "UnitExchange", "WidthSearch", "divergence", "softened_divergence"]
 
 #: Softens the logits that networks are compared by: the wrong classes' ranking counts, not only the winner.
 TEMPERATURE = 4.0
+#: Steps of the head's fit in the oracle; it is convex and starts at the refit's weights.
+HEAD_STEPS = 40
 
 
 def softened_divergence(dense: torch.Tensor, small: torch.Tensor, temperature: float = TEMPERATURE) -> float:
@@ -38,18 +41,23 @@ def divergence(dense: nn.Module, small: nn.Module, data: LabelledData) -> float:
 
 
 class RefitOracle:
-    """How far a mask's network is from the dense one on samples that its refit didn't see.
+    """How good a mask's network is on samples that its refit didn't see.
+
+    With ``head``, the head is fitted too and the cross-entropy counts; else the divergence from the dense network.
+    Measured on small transformers at 5% and 10% MACs, the divergence before the head's fit ranks networks of different
+    emptied groups wrongly, the loss after it well.
 
     Two thirds of the data fit, the last third (and ``unseen``, if given) judges: a wide layer before a classifier
     fits its own samples too well to be compared on them.
     """
 
-    def __init__(self, graph: UnitGraph, data: LabelledData, unseen: LabelledData | None) -> None:
-        self.graph = graph
+    def __init__(self, graph: UnitGraph, data: LabelledData, unseen: LabelledData | None, head: bool = False) -> None:
+        self.graph, self.head = graph, head
         first = max(1, 2 * len(data) // 3)
         self.fit = DenseRun(graph, data.take(slice(0, first)), enough=16)
         rest = data.take(slice(first, None)) if len(data) > 1 else data
         parts = [rest] if unseen is None else [rest, unseen]
+        self.targets = torch.cat([p.targets for p in parts])
         self.inputs = tuple(torch.cat([p.inputs[i] for p in parts]) for i in range(len(data.inputs)))
         with torch.no_grad():
             self.logits = graph.program.run(self.inputs)
@@ -57,6 +65,8 @@ class RefitOracle:
     def __call__(self, kept: np.ndarray) -> float:
         cut = CutNetwork(self.graph, kept)
         refit_cut(cut, self.fit)
+        if self.head and refit_head(cut, self.fit, max_iter=HEAD_STEPS):
+            return float(F.cross_entropy(cut.run(self.inputs).double(), self.targets))
         return softened_divergence(self.logits, cut.run(self.inputs))
 
 
@@ -93,6 +103,13 @@ class WidthSearch:
         coarse = True
         while len(self.seen) < evaluations and goes_on():
             improved = False
+            for group in self._rng.permutation(len(best)) if coarse else ():
+                trial = self._emptied(best, group)
+                if trial is None or self._key(trial) in self.seen or len(self.seen) >= evaluations or not goes_on():
+                    continue
+                value = self._loss(trial)
+                if value < loss:
+                    best, loss, improved = trial, value, True
             pairs = [(a, b) for a in range(len(best)) for b in range(len(best)) if a != b]
             self._rng.shuffle(pairs)
             for a, b in pairs:
@@ -110,15 +127,32 @@ class WidthSearch:
                 coarse = False
         return best, loss
 
-    def filled(self, counts: np.ndarray) -> np.ndarray:
-        """The widths with what the limits still allow added, least predicted loss per cost first."""
+    def finalists(self, most: int) -> list[tuple[np.ndarray, float]]:
+        """The best widths seen for each choice of emptied groups, and their loss; the ``most`` best ones."""
+        best: dict[tuple[bool, ...], tuple[np.ndarray, float]] = {}
+        for key, loss in self.seen.items():
+            empty = tuple(k == 0 for k in key)
+            counts = np.array(key, dtype=np.int64)
+            if self.fits(counts) and (empty not in best or loss < best[empty][1]):
+                best[empty] = (counts, loss)
+        return sorted(best.values(), key=lambda found: found[1])[:most]
+
+    def best_start(self, starts: Sequence[np.ndarray]) -> np.ndarray:
+        """Of several widths those of the smallest loss once what the limits still allow is added."""
+        return min((np.array(start, dtype=np.int64) for start in starts), key=lambda k: self._loss(self.filled(k)))
+
+    def filled(self, counts: np.ndarray, beside: int | None = None) -> np.ndarray:
+        """The widths with what the limits still allow added, least predicted loss per cost first.
+
+        The group ``beside`` gets nothing.
+        """
         counts = counts.copy()
         while True:
             options = []
             for g, curve in enumerate(self.curves):
                 more = counts.copy()
                 more[g] = self._next(g, counts[g])
-                if more[g] > counts[g] and self.fits(more):
+                if g != beside and more[g] > counts[g] and self.fits(more):
                     size = len(curve.order)
                     gain = curve.error[size - counts[g]] - curve.error[size - more[g]]
                     price = sum(self.costs.cost(r, more) - self.costs.cost(r, counts) for r in self.limits)
@@ -134,18 +168,29 @@ class WidthSearch:
 
     def _exchanged(self, counts: np.ndarray, a: int, b: int, coarse: bool) -> np.ndarray | None:
         """Fewer of group ``a``, as many more of ``b`` as that pays for."""
-        trial = counts.copy()
+        wider = self._next(b, counts[b])
         lower = self.allowed[a][self.allowed[a] <= counts[a] - (max(1, round(counts[a] / 6)) if coarse else 1)]
-        if not len(lower):
+        for width in lower[::-1] if wider > counts[b] else ():  # a head may take many channels to pay for
+            grown = counts.copy()
+            grown[a], grown[b] = width, wider
+            if self.fits(grown):
+                break
+        else:
             return None
-        trial[a] = lower[-1]
-        grown = trial.copy()
         while (wider := self._next(b, grown[b])) > grown[b]:
             last, grown[b] = grown[b], wider
             if not self.fits(grown):
                 grown[b] = last
                 break
-        return None if grown[b] == trial[b] else self.filled(grown)
+        return self.filled(grown)
+
+    def _emptied(self, counts: np.ndarray, group: int) -> np.ndarray | None:
+        """Nothing of a group that may be emptied, and of the others what that pays for."""
+        if counts[group] == 0 or self.allowed[group][0] > 0:
+            return None
+        trial = counts.copy()
+        trial[group] = 0
+        return self.filled(trial, int(group))
 
     def _next(self, group: int, count: int) -> int:
         """The next larger width that the group may have, or the present one if there is none."""
