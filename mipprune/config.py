@@ -98,7 +98,7 @@ class PruneSection:
     pin: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     min_keep: Annotated[int, POSITIVE] = 1
-    allow_empty: bool = False
+    allow_empty: bool | None = None
     multiple: Annotated[int, POSITIVE] = 1
     surrogate: Literal["quadratic", "additive", "head", "joint", "refit"] | None = None
     stages: Annotated[int, POSITIVE] | None = None
