@@ -31,8 +31,9 @@ if communicator is not None and torch.cuda.is_available():
 game = mp.LayerGame(mp.trace(model, inputs[:1]), "0", (inputs, targets))
 found = mp.shapley(game, n_evals=options.evals, seed=0, communicator=communicator)
 if communicator is None or communicator.rank == 0:
-    best = ", ".join(game.player_names[i] for i in found.top(5))
-    print(f"{found.n_evals} evaluations by {communicator.size if communicator else 1} process(es); best units: {best}")
+    print(f"{found.n_evals} evaluations by {communicator.size if communicator else 1} process(es); best units:")
+    for i in found.top(5):
+        print(f"  {game.player_names[i]:>6}: {found.values[i]:.5f} nats, standard error {found.stderr[i]:.5f}")
     if options.out:
         found.save(options.out)
 if communicator is not None:
