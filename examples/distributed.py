@@ -33,7 +33,7 @@ found = mp.shapley(game, n_evals=options.evals, seed=0, communicator=communicato
 if communicator is None or communicator.rank == 0:
     print(f"{found.n_evals} evaluations by {communicator.size if communicator else 1} process(es); best units:")
     for i in found.top(5):
-        print(f"  {game.player_names[i]:>6}: {found.values[i]:.5f} nats, standard error {found.stderr[i]:.5f}")
+        print(f"  {game.player_names[i]:>6}: {found.values[i]:.5f} nats, standard error {found.stderr[i]:.1e}")
     if options.out:
         found.save(options.out)
 if communicator is not None:
