@@ -26,7 +26,8 @@ from .diagnosis import diagnose
 from .ladder import climb_down
 from .measure import measure
 from .options import AccuracyDrop, Budget, LossIncrease
-from .repairing import REPAIRS, Repairer
+from .repairing import Repairer
+from .request import check_options, chosen_surrogate, requirement
 from .result import LayerReport, PruneReport, PruneResult
 from .search import (
     Candidate,
@@ -39,7 +40,7 @@ from .search import (
     under_budget,
     within_tolerance,
 )
-from .surrogates import KINDS, SURROGATES
+from .surrogates import SURROGATES
 from .timing import LatencyCheck
 from .widths import divergence
 
@@ -138,19 +139,12 @@ def prune(
     """
     given = dict(locals())
     if isinstance(tolerance, AccuracyDrop) and budget is None:
-        _check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
+        check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
         return climb_down(lambda rung: prune(**(given | {"budget": rung, "tolerance": None})), tolerance, minimize)
     begin, begin_cpu = time.monotonic(), time.process_time()
-    budgets = _requirement(budget, tolerance)
-    _check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
-    if surrogate is None:
-        surrogate = "refit" if "refit" in repair and stages in (None, 1) else "quadratic"
-        if surrogate == "quadratic" and stages is None and tolerance is None and multiple == 1:
-            surrogate = "joint"
-    if surrogate == "joint" and tolerance is not None:
-        raise ConfigError("surrogate='joint' takes budgets; with a tolerance use 'refit' or 'quadratic'")
-    if surrogate == "joint" and multiple > 1:
-        raise ConfigError("surrogate='joint' knows no width multiples; use 'refit' or 'quadratic'")
+    budgets = requirement(budget, tolerance)
+    check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
+    surrogate = chosen_surrogate(surrogate, tolerance, stages, multiple, repair)
     if allow_empty is None:
         scarce = any(b.ratio <= EMPTY_BELOW for b in budgets)
         allow_empty = scarce and surrogate == "refit" and min_keep == 1
@@ -186,44 +180,6 @@ def prune(
     return _finish(
         search, best, termination, task, "drop" if budgets else minimize, limits, held_out, begin, begin_cpu, reached
     )
-
-
-def _requirement(budget: Any, tolerance: Any) -> tuple[Budget, ...]:
-    if (budget is None) == (tolerance is None):
-        raise BudgetError("give exactly one of budget= (for example Macs(0.5)) and tolerance= (LossIncrease(0.05))")
-    if tolerance is not None:
-        if not isinstance(tolerance, LossIncrease):
-            raise BudgetError(f"tolerance: expected LossIncrease(nats), got {tolerance!r}")
-        return ()
-    budgets = (budget,) if isinstance(budget, Budget) else budget
-    if not isinstance(budgets, (tuple, list)) or not budgets or not all(isinstance(b, Budget) for b in budgets):
-        raise BudgetError(f"budget: expected Macs(ratio), Params(ratio), Units(ratio) or several, got {budget!r}")
-    if len({b.resource for b in budgets}) < len(budgets):
-        raise BudgetError("budget: one budget per resource")
-    return tuple(budgets)
-
-
-def _check_options(
-    minimize: str, min_keep: int, multiple: int, surrogate: str | None, stages: int | None, repair: Sequence[str],
-    time_limit: float | None,
-) -> None:
-    if minimize not in ("units", "params", "macs"):
-        raise BudgetError(f"minimize: expected 'units', 'params' or 'macs', got {minimize!r}")
-    for name, value in (("min_keep", min_keep), ("multiple", multiple), ("stages", 1 if stages is None else stages)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise ConfigError(f"{name} must be a whole number, got {value!r}")
-    if min_keep < 1:
-        raise BudgetError(f"min_keep must be at least 1, got {min_keep}: a layer without units can't be built")
-    if multiple < 1:
-        raise BudgetError(f"multiple must be at least 1, got {multiple}")
-    if surrogate is not None and surrogate not in KINDS:
-        raise ConfigError(f"unknown surrogate {surrogate!r}; known: {sorted(KINDS)}")
-    if stages is not None and stages < 1:
-        raise ConfigError(f"stages must be at least 1, got {stages}")
-    if not isinstance(repair, (tuple, list, set, frozenset)) or any(r not in REPAIRS for r in repair):
-        raise ConfigError(f"repair: expected a sequence out of {REPAIRS}, got {repair!r}")
-    if time_limit is not None and not time_limit > 0:
-        raise ConfigError(f"time_limit must be above 0 seconds, got {time_limit}")
 
 
 def prepare(

@@ -1,0 +1,70 @@
+"""What was asked of ``prune``: checked before any work, with the choices that were left open made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import BudgetError, ConfigError
+from .options import Budget, LossIncrease
+from .repairing import REPAIRS
+from .surrogates import KINDS
+
+__all__ = ["check_options", "chosen_surrogate", "requirement"]
+
+
+def requirement(budget: Any, tolerance: Any) -> tuple[Budget, ...]:
+    """The budgets as a tuple, empty with a tolerance; exactly one of the two is asked for."""
+    if (budget is None) == (tolerance is None):
+        raise BudgetError("give exactly one of budget= (for example Macs(0.5)) and tolerance= (LossIncrease(0.05))")
+    if tolerance is not None:
+        if not isinstance(tolerance, LossIncrease):
+            raise BudgetError(f"tolerance: expected LossIncrease(nats), got {tolerance!r}")
+        return ()
+    budgets = (budget,) if isinstance(budget, Budget) else budget
+    if not isinstance(budgets, (tuple, list)) or not budgets or not all(isinstance(b, Budget) for b in budgets):
+        raise BudgetError(f"budget: expected Macs(ratio), Params(ratio), Units(ratio) or several, got {budget!r}")
+    if len({b.resource for b in budgets}) < len(budgets):
+        raise BudgetError("budget: one budget per resource")
+    return tuple(budgets)
+
+
+def check_options(
+    minimize: str, min_keep: int, multiple: int, surrogate: str | None, stages: int | None, repair: Sequence[str],
+    time_limit: float | None,
+) -> None:
+    """Refuse what no network could make right, before anything is read or traced."""
+    if minimize not in ("units", "params", "macs"):
+        raise BudgetError(f"minimize: expected 'units', 'params' or 'macs', got {minimize!r}")
+    for name, value in (("min_keep", min_keep), ("multiple", multiple), ("stages", 1 if stages is None else stages)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise ConfigError(f"{name} must be a whole number, got {value!r}")
+    if min_keep < 1:
+        raise BudgetError(f"min_keep must be at least 1, got {min_keep}: a layer without units can't be built")
+    if multiple < 1:
+        raise BudgetError(f"multiple must be at least 1, got {multiple}")
+    if surrogate is not None and surrogate not in KINDS:
+        raise ConfigError(f"unknown surrogate {surrogate!r}; known: {sorted(KINDS)}")
+    if stages is not None and stages < 1:
+        raise ConfigError(f"stages must be at least 1, got {stages}")
+    if not isinstance(repair, (tuple, list, set, frozenset)) or any(r not in REPAIRS for r in repair):
+        raise ConfigError(f"repair: expected a sequence out of {REPAIRS}, got {repair!r}")
+    if time_limit is not None and not time_limit > 0:
+        raise ConfigError(f"time_limit must be above 0 seconds, got {time_limit}")
+
+
+def chosen_surrogate(
+    surrogate: str | None, tolerance: Any, stages: int | None, multiple: int, repair: Sequence[str]
+) -> str:
+    """The surrogate asked for, or the one that suits the repairs: what is refitted is judged after refits."""
+    if surrogate is None:
+        surrogate = "refit" if "refit" in repair and stages in (None, 1) else "quadratic"
+        if surrogate == "quadratic" and stages is None and tolerance is None and multiple == 1:
+            surrogate = "joint"
+    if surrogate == "joint" and tolerance is not None:
+        raise ConfigError("surrogate='joint' takes budgets; with a tolerance use 'refit' or 'quadratic'")
+    if surrogate == "joint" and multiple > 1:
+        raise ConfigError("surrogate='joint' knows no width multiples; use 'refit' or 'quadratic'")
+    return surrogate
