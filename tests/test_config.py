@@ -117,7 +117,7 @@ def test_the_section_follows_the_function() -> None:
 
 
 def test_the_choices_follow_the_registries() -> None:
-    from mipprune.pruning.pipeline import REPAIRS
+    from mipprune.pruning.repairing import REPAIRS
     from mipprune.pruning.surrogates import KINDS
 
     hints = typing.get_type_hints(PruneSection)
