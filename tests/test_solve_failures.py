@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -184,6 +185,7 @@ def test_a_killed_cbc_leaves_the_incumbent() -> None:
 @pytest.mark.parametrize("after", [0.02, 0.2, 1.5])
 def test_ctrl_c_at_any_moment(solver: str, after: float) -> None:
     problem = hard_problem()
+    gc.collect()  # Python loses an interrupt that arrives in the callback of a dying object, here of an earlier test's
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(after, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
