@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from ..config import POSITIVE, SEED, Rule
-from .kinds import Kind, register_kind
+from .kinds import Kind, of_network, register_kind
 
 __all__ = ["GapBoundSection"]
 
@@ -34,8 +34,4 @@ class GapBoundSection:
     seed: Annotated[int, SEED] = 0
 
 
-def _of_network(inputs: dict[str, Any]) -> tuple[tuple[str, dict[str, Any]], ...]:
-    return (("network", {"network": inputs["network"]}),)
-
-
-register_kind(Kind("gap_bound", GapBoundSection, "mipprune.study.gap_compute:gap_bound", _of_network))
+register_kind(Kind("gap_bound", GapBoundSection, "mipprune.study.gap_compute:gap_bound", of_network))

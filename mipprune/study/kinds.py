@@ -12,7 +12,7 @@ from ..estimate.methods import INDEX_METHODS
 from .cell import Cell, plain
 
 __all__ = ["KINDS", "EstimateSection", "GridCell", "Kind", "PruneSection", "SolveSection", "register_kind",
-           "cell_of", "stages_of"]
+           "cell_of", "of_network", "stages_of"]
 
 _CHANCE = Rule("from 0 to 1", lambda value: 0 <= value <= 1)
 
@@ -159,20 +159,21 @@ def stages_of(cells: list[GridCell]) -> list[list[GridCell]]:
     return [[cell for cell in found.values() if cell.stage == stage] for stage in range(depth + 1)]
 
 
-def _of_network(inputs: dict[str, Any]) -> tuple[tuple[str, dict[str, Any]], ...]:
+def of_network(inputs: dict[str, Any]) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """What a cell needs that works on a trained network and nothing else: that network."""
     return (("network", {"network": inputs["network"]}),)
 
 
 def _of_estimate(inputs: dict[str, Any]) -> tuple[tuple[str, dict[str, Any]], ...]:
     game = {key: inputs[key] for key in ("network", "layer", "value", "samples")}
-    return (*_of_network(inputs), ("exact", game))
+    return (*of_network(inputs), ("exact", game))
 
 
 register_kind(Kind("network", None, "mipprune.study.compute:network", lambda inputs: ()))
-register_kind(Kind("exact", None, "mipprune.study.compute:exact", _of_network))
+register_kind(Kind("exact", None, "mipprune.study.compute:exact", of_network))
 register_kind(Kind("estimate", EstimateSection, "mipprune.study.compute:estimate", _of_estimate,
                    EstimateSection.settled))
-register_kind(Kind("prune", PruneSection, "mipprune.study.compute:prune_network", _of_network, _settled_prune,
+register_kind(Kind("prune", PruneSection, "mipprune.study.compute:prune_network", of_network, _settled_prune,
                    ("budget", "tolerance")))
-register_kind(Kind("solve", SolveSection, "mipprune.study.compute:solve_layer", _of_network,
+register_kind(Kind("solve", SolveSection, "mipprune.study.compute:solve_layer", of_network,
                    alternatives=("keep", "max_drop")))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from ..config import POSITIVE, SEED, SHARE, Rule
-from .kinds import Kind, register_kind
+from .kinds import Kind, of_network, register_kind
 
 __all__ = ["GtapSection", "InteractionsSection", "OamipSection", "RanksSection", "TrainAndPruneSection"]
 
@@ -120,13 +120,9 @@ class TrainAndPruneSection:
     seed: Annotated[int, SEED] = 0
 
 
-def _of_network(inputs: dict[str, Any]) -> tuple[tuple[str, dict[str, Any]], ...]:
-    return (("network", {"network": inputs["network"]}),)
-
-
 _HOME = "mipprune.study.paper_compute"
-register_kind(Kind("gtap", GtapSection, f"{_HOME}:gtap", _of_network))
-register_kind(Kind("ranks", RanksSection, f"{_HOME}:ranks", _of_network))
-register_kind(Kind("interactions", InteractionsSection, f"{_HOME}:interactions", _of_network))
-register_kind(Kind("oamip", OamipSection, f"{_HOME}:oamip", _of_network, OamipSection.settled))
-register_kind(Kind("train_and_prune", TrainAndPruneSection, f"{_HOME}:train_and_prune", _of_network))
+register_kind(Kind("gtap", GtapSection, f"{_HOME}:gtap", of_network))
+register_kind(Kind("ranks", RanksSection, f"{_HOME}:ranks", of_network))
+register_kind(Kind("interactions", InteractionsSection, f"{_HOME}:interactions", of_network))
+register_kind(Kind("oamip", OamipSection, f"{_HOME}:oamip", of_network, OamipSection.settled))
+register_kind(Kind("train_and_prune", TrainAndPruneSection, f"{_HOME}:train_and_prune", of_network))
