@@ -174,7 +174,7 @@ class _Search:
         """The unit whose worse child gains most; ``None`` if all are held."""
         free, stiffness = node.stiffness()
         at = node.z[free]
-        gain = stiffness * np.minimum(at, 1.0 - at) ** 2
+        gain = stiffness * at * (1.0 - at)
         if len(free) and gain.max() > 1e-18 * stiffness.max():
             return int(free[gain.argmax()])
         loose = np.flatnonzero(~node.held)

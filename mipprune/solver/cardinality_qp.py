@@ -99,21 +99,25 @@ class ActiveSet:
         self.status = np.full(n, _LOW, dtype=np.int8)
 
     @classmethod
-    def near(cls, z: np.ndarray, gradient: np.ndarray, curvature: np.ndarray) -> Self:
+    def near(cls, z: np.ndarray, gradient: np.ndarray, curvature: np.ndarray, held: np.ndarray | None = None) -> Self:
         """The minimiser of the quadratic that has this gradient and curvature at ``z``, sought from ``z``.
 
         ``z`` (shape (n,), in the box) is the minimiser for some other gradient, and the two gradients' difference is a
-        tilt.  Numerical trouble leaves a point on the way.
+        tilt.  Numerical trouble leaves a point on the way.  Units in ``held`` (bool, (n,)) stay where they are.
         """
         state = cls(gradient, curvature)
         state.z = np.where(z < 1e-7, 0.0, np.where(z > 1.0 - 1e-7, 1.0, z))
         state.status = np.where(state.z <= 0.0, _LOW, np.where(state.z >= 1.0, _HIGH, _FREE)).astype(np.int8)
+        if held is not None:
+            state.status[held] = HELD
         free = state.status == _FREE
         state.z[free] += (z.sum() - state.z.sum()) / max(1, free.sum())
         low = state.status == _LOW
         state.multiplier = float(gradient[free].mean()) if free.any() else float(gradient[low].min(initial=0.0))
         bent = np.where(low, np.maximum(gradient, state.multiplier), np.minimum(gradient, state.multiplier))
         bent[free] = state.multiplier
+        if held is not None:
+            bent[held] = gradient[held]
         state.linear = bent - state.curvature @ state.z
         with contextlib.suppress(StalledError):
             state.tilt(gradient - bent)
@@ -179,7 +183,7 @@ class ActiveSet:
         self.curvature = _with_ridge(curvature, self.linear)
         self.linear = self.gradient - self.curvature @ self.z
 
-    def stiffness(self, limit: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    def stiffness(self, limit: int = 64) -> tuple[np.ndarray, np.ndarray]:
         """The free units nearest to 1/2, at most ``limit``, and the curvature that each feels when it is moved alone.
 
         The other free units follow, their sum making up for it.  With ``P`` the inverse of the free block and ``u`` its

@@ -104,7 +104,7 @@ class ConvexTree:
         if take in (0, len(loose)):
             self.offer_mask(np.where(held, state.z > 0.5, take > 0))
             return
-        bound = parent_bound
+        bound, best, best_value = parent_bound, state.z, np.inf
         for _ in range(EVALUATIONS):
             value, gradient = self.oracle.value_and_gradient(state.z)
             order = loose[np.argsort(gradient[loose], kind="stable")]
@@ -115,7 +115,13 @@ class ConvexTree:
             if bound > self.cutoff or value <= self.cutoff or self.oracle.is_quadratic:
                 break
             try:
-                state.tilt(gradient - state.gradient)
+                if value < best_value:
+                    best, best_value = state.z.copy(), value
+                    state.tilt(gradient - state.gradient)
+                else:  # the model was too flat: half the way back, and the curvature there
+                    middle = 0.5 * (best + state.z)
+                    gradient = self.oracle.value_and_gradient(middle)[1]
+                    state = ActiveSet.near(middle, gradient, self.oracle.curvature(middle), held)
             except StalledError:
                 break
         if np.abs(state.z - vertex).max() < 1e-9:
@@ -137,7 +143,7 @@ def _branching_unit(state: ActiveSet) -> int | None:
     """The unit whose worse child gains most; ``None`` if all are held."""
     free, stiffness = state.stiffness()
     at = state.z[free]
-    gain = stiffness * np.minimum(at, 1.0 - at) ** 2
+    gain = stiffness * at * (1.0 - at)
     if len(free) and gain.max() > 1e-18 * stiffness.max():
         return int(free[gain.argmax()])
     loose = np.flatnonzero(~state.held)
