@@ -37,7 +37,8 @@ class LocalSearch:
         failures = 0
         while value > enough and failures < PATIENCE and goes_on():
             strength = int(self.rng.integers(2, 6))
-            trial = exchange(gradient - curvature @ mask, curvature, kick(mask, gradient, strength, self.rng))
+            kicked = kick(mask, gradient, strength, self.rng)
+            trial = exchange(gradient - curvature @ mask, curvature, kicked, goes_on=goes_on)
             trial_value = oracle.value_and_gradient(trial.astype(np.float64))[0]
             if trial_value < value - 1e-12 * abs(value):
                 mask, value, gradient, curvature = self._descend(oracle, trial, goes_on)
@@ -46,10 +47,10 @@ class LocalSearch:
             else:
                 failures += 1
 
-    def descend(self, point: np.ndarray, size: int) -> None:
+    def descend(self, point: np.ndarray, size: int, goes_on: Callable[[], bool]) -> None:
         """One descent from a ``point``, rounded."""
         oracle, mask, _, offer = self._window(point, size)
-        offer(self._descend(oracle, mask, lambda: True)[0])
+        offer(self._descend(oracle, mask, goes_on)[0])
 
     def anneal(self, point: np.ndarray, size: int, goes_on: Callable[[], bool]) -> None:
         """Annealing on the quadratic model around a relaxation's ``point``, then a descent on ``f`` itself.
@@ -93,7 +94,7 @@ class LocalSearch:
         value, gradient = oracle.value_and_gradient(z)
         curvature, stale = oracle.curvature(z), False
         while goes_on():
-            trial = exchange(gradient - curvature @ z, curvature, mask)
+            trial = exchange(gradient - curvature @ z, curvature, mask, goes_on=goes_on)
             trial_value, trial_gradient = oracle.value_and_gradient(trial.astype(np.float64))
             if trial_value >= value - 1e-12 * abs(value):
                 if stale:  # the curvature is the costly part, so it is kept while it serves
