@@ -115,6 +115,55 @@ def test_tilt_and_bend_follow_the_minimiser() -> None:
         np.testing.assert_allclose(near.z, fresh.z, atol=1e-4, err_msg=str(trial))
 
 
+def test_a_minimiser_sought_from_a_point_leaves_held_units_alone() -> None:
+    rng = np.random.default_rng(4)
+    n, total = 12, 5
+    for trial in range(20):
+        linear, factor = rng.normal(size=n), rng.normal(size=(n, n)) / np.sqrt(n)
+        curvature = factor.T @ factor
+        held = np.zeros(n, dtype=bool)
+        held[[2, 7]] = True
+        z = np.full(n, (total - 1) / (n - 2))
+        z[[2, 7]] = 1.0, 0.0
+        state = ActiveSet.near(z, linear + curvature @ z, curvature, held)
+        assert state.z[2] == 1.0
+        assert state.z[7] == 0.0
+        free = np.flatnonzero(~held)
+        fresh = ActiveSet(linear[free] + curvature[free, 2], curvature[np.ix_(free, free)])
+        fresh.move_total(total - 1)
+        np.testing.assert_allclose(state.z[free], fresh.z, atol=1e-5, err_msg=str(trial))
+
+
+class Steep(FunctionOracle):
+    """A sum of log cosh: curved near its minima and straight beyond, so full Newton steps go too far."""
+
+    def __init__(self, n: int, terms: int, steepness: float, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.rows, self.steepness = rng.normal(size=(terms, n)), steepness
+        self.centre = self.rows @ rng.random(n)
+
+    def value_and_gradient(self, z: np.ndarray) -> tuple[float, np.ndarray]:
+        t = self.steepness * (self.rows @ z - self.centre)
+        return float((np.logaddexp(t, -t) - np.log(2.0)).sum() / self.steepness), self.rows.T @ np.tanh(t)
+
+    def curvature(self, z: np.ndarray) -> np.ndarray:
+        t = self.steepness * (self.rows @ z - self.centre)
+        return (self.rows.T * (self.steepness / np.cosh(t) ** 2)) @ self.rows
+
+
+def test_steps_that_go_too_far_are_drawn_back() -> None:
+    """Ruling out all masks takes 233 nodes, and 1,517 where a node ends with the full steps of its model."""
+    n, total, nodes = 14, 7, 0
+    masks = np.array([m for m in (np.arange(1 << n)[:, None] >> np.arange(n) & 1).astype(bool) if m.sum() == total])
+    for seed in range(3):
+        oracle = Steep(n, 10, 3.0, seed)
+        cutoff = min(oracle.value_and_gradient(mask.astype(float))[0] for mask in masks) * (1.0 - 1e-6)
+        tree = ConvexTree(oracle, np.full(n, total / n), total, cutoff, lambda mask: np.inf)
+        assert tree.run(lambda tree=tree: tree.nodes < 3000)
+        nodes += tree.nodes
+    assert nodes < 400
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("total", [1, 4, 8])
 def test_tree_finds_the_least_value_and_its_bound_is_valid(kind: str, total: int) -> None:
