@@ -40,6 +40,7 @@ def exchange(
     z: np.ndarray,
     max_swaps: int = 10_000,
     goes_on: Callable[[], bool] = lambda: True,
+    group: np.ndarray | None = None,
 ) -> np.ndarray:
     """Swap one removed unit for one kept unit, the best pair each time, until no pair lowers the value.
 
@@ -50,9 +51,10 @@ def exchange(
     Args:
         z: bool, shape (n,), removed units; not changed.
         goes_on: asked before every swap; ``False`` ends the search.
+        group: int64, shape (n,): only units of the same group are swapped.
 
     Returns:
-        bool, shape (n,), as many removed.
+        bool, shape (n,), as many removed, of every group.
     """
     z = z.copy()
     half = 0.5 * np.diag(curvature)
@@ -73,6 +75,8 @@ def exchange(
         if len(back) == 0:
             break
         change = a[:, None] + b[None, :] - curvature[out[:, None], back]
+        if group is not None:
+            change[group[out][:, None] != group[back]] = np.inf
         best = int(change.argmin())
         if change.flat[best] >= least:
             break

@@ -9,7 +9,8 @@ import numpy as np
 from ..errors import SolverError
 from .backend import Backend
 from .convex_tree import ConvexTree
-from .improve import round_by
+from .count_vectors import CountVectors, bound_by_counts, decide_by_counts, removal_counts
+from .improve import improve, improve_by_kicks, round_by
 from .problem import Problem
 from .search import Search
 from .size_search import anneal_sizes, search_sizes
@@ -19,6 +20,8 @@ __all__ = ["ConvexTrees", "counts_alone"]
 
 #: Most undecided units that are branched on.
 TREE_UNITS = 1200
+#: Time that goes into incumbents over several groups before branching, as a share of what is left and without a limit.
+SEARCH_SHARE, SEARCH_SECONDS = 0.15, 5.0
 #: Roundings at random that decide which samples matter around a relaxation, and the share of the gap given away there.
 PROBES, GIVEN_AWAY = 8, 0.01
 
@@ -33,19 +36,22 @@ class ConvexTrees(Backend):
 
     Every gradient of the drop gives a tangent, and a tangent bounds the drops of *all* sizes at once.  A size is open
     as long as it might hold a mask better than the incumbent; the open size with the least objective is relaxed, then
-    searched for incumbents, then branched on.
+    searched for incumbents, then branched on.  With several groups, where the drop is minimised, vectors of sizes take
+    the place of sizes (:class:`CountVectors`).
     """
 
     def run(self, search: Search, start: np.ndarray | None) -> str:
-        if not counts_alone(search.problem):
+        problem = search.problem
+        if not counts_alone(problem) and problem.objective != "drop":
             raise SolverError(
-                f"solver 'nlp' takes problems of one group, this one has {len(search.problem.costs.groups)}: use 'scip'"
+                f"solver 'nlp' takes problems of one group, or of several that minimise the drop; this one minimises "
+                f"{problem.objective} over {len(problem.costs.groups)} groups: use 'scip'"
             )
         if start is not None:
             search.offer(start)
-        search.offer(~search.problem.remove)
+        search.offer(~problem.remove)
         try:
-            return self._search(search)
+            return self._search(search) if counts_alone(problem) else self._search_vectors(search)
         except (ArithmeticError, MemoryError, ValueError, np.linalg.LinAlgError) as error:
             if search.kept is None:
                 raise SolverError(f"nlp broke down: {error}") from error
@@ -76,6 +82,28 @@ class ConvexTrees(Backend):
             seed += 1
             if not anneal_sizes(sizes, size, seed):
                 return "time_limit" if search.out_of_time else "iteration_limit"
+
+    def _search_vectors(self, search: Search) -> str:
+        problem = search.problem
+        counts = removal_counts(problem)
+        if counts is None:
+            raise SolverError("solver 'nlp' lists the counts of all groups, and these are too many: use 'scip'")
+        if len(counts) == 0:
+            return "infeasible"
+        slope = problem.surrogate.drop_and_gradient(problem.remove.astype(float))[1]
+        search.offer(round_by(problem, -slope))
+
+        def goes_on() -> bool:
+            return not search.out_of_time
+
+        vectors = CountVectors(search, counts)
+        best = bound_by_counts(vectors, goes_on)
+        if not search.closed and goes_on():
+            improve(search, round_by(problem, -slope) if best is None else best)
+            improve_by_kicks(search, SEARCH_SECONDS if search.remaining is None else SEARCH_SHARE * search.remaining)
+        if decide_by_counts(vectors, goes_on):
+            return "infeasible" if search.kept is None else "optimal"
+        return "time_limit" if search.out_of_time else "iteration_limit"
 
 
 def _branch(sizes: Sizes, size: int, point: np.ndarray, loose: np.ndarray) -> None:

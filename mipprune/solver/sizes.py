@@ -8,6 +8,7 @@ import numpy as np
 
 from .cardinality_convex import relax_convex
 from .cardinality_qp import ActiveSet, project_capped_simplex, tangent_bounds
+from .convex_tree import least_vertex
 from .improve import round_by
 from .masks import costs_of
 from .oracles import oracle_of
@@ -152,19 +153,9 @@ class Sizes:
         """Units without a choice at a size, by their reduced costs: where they end up (m,), and the others' indices."""
         z = self.points[size]
         value, gradient = self.oracle.value_and_gradient(z)
-        order = np.argsort(gradient, kind="stable")
-        inside, outside = order[:size], order[size:]
-        vertex = np.zeros(len(z))
-        vertex[inside] = 1.0
-        rise = np.zeros(len(z))
-        if size:
-            rise[outside] = gradient[outside] - gradient[inside[-1]]
-        if size < len(z):
-            rise[inside] = gradient[outside[0]] - gradient[inside]
+        vertex, rise = least_vertex(gradient, np.zeros(len(z)), [(np.arange(len(z)), size)])
         tangent = value + float(gradient @ (vertex - z))
         fixed = (tangent + rise > self.cutoff) & (np.abs(z - vertex) < 1e-6)
-        if size in (0, len(z)):
-            fixed[:] = True
         loose = np.flatnonzero(~fixed)
         point = np.where(fixed, vertex, z)
         if len(loose):
