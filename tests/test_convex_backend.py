@@ -7,7 +7,7 @@ import pytest
 
 from mipprune.costs import BilinearCost, CostModel
 from mipprune.errors import InfeasibleError, SolverError
-from mipprune.solver import Problem, convex_backend, solve
+from mipprune.solver import Problem, convex_backend, count_vectors, solve
 from mipprune.solver.anneal import anneal
 from mipprune.solver.cardinality_qp import ActiveSet
 from mipprune.solver.convex_tree import ConvexTree
@@ -202,7 +202,9 @@ def test_every_budget_agrees_with_enumeration(kind: str) -> None:
         assert found.bound <= reference.objective + 1e-9
 
 
-def test_auto_takes_it_for_one_group_and_it_refuses_several() -> None:
+def test_auto_takes_it_for_one_group_or_the_least_drop_and_it_refuses_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     surrogate = surrogate_of("head", 14)
     assert solve(Problem.minimize_units(surrogate, max_drop=0.3)).solver == "nlp"
     none = np.zeros(0, dtype=np.int64)
@@ -212,6 +214,12 @@ def test_auto_takes_it_for_one_group_and_it_refuses_several() -> None:
     with pytest.raises(SolverError, match="one group"):
         solve(problem, solver="nlp")
     assert solve(problem).solver == "scip"
+    least = Problem.minimize_drop(surrogate_of("quadratic", 14), costs=two, budgets={"units": 9})
+    assert solve(least).solver == "nlp"
+    monkeypatch.setattr(count_vectors, "MOST_VECTORS", 30)
+    with pytest.raises(SolverError, match="these are too many"):
+        solve(least, solver="nlp")
+    assert solve(least).solver == "scip"
 
 
 def test_multiples_hold_and_other_surrogates_go_to_scip() -> None:

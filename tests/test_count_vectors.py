@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from mipprune.solver import Problem, count_vectors, solve
 from mipprune.solver.cardinality_convex import descend_convex
 from mipprune.solver.cardinality_qp import ActiveSet, project_capped_simplex
 from mipprune.solver.cardinality_search import exchange
+from mipprune.solver.convex_tree import least_vertex
 from mipprune.solver.count_vectors import CountVectors, bound_by_counts, decide_by_counts, removal_counts
 from mipprune.solver.search import Search
 from mipprune.surrogates import Quadratic
@@ -210,8 +213,15 @@ def test_trees_over_counts_are_valid_wherever_they_stop(seed: int, seeds_known: 
     assert len(vectors.trees) >= 1
 
 
-def test_many_counts_are_decided_by_turns() -> None:
-    """One vector's tree isn't grown past the bounds of the others."""
+def test_many_counts_are_decided_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One vector's tree isn't grown past the bounds of the others: the search comes back to it."""
+    turns, branch = [], CountVectors.branch
+
+    def counted(self: CountVectors, vector: int, goes_on: Callable[[], bool]) -> bool:
+        turns.append(vector)
+        return branch(self, vector, goes_on)
+
+    monkeypatch.setattr(CountVectors, "branch", counted)
     problem = layered([9, 7], 2, 0.45, rank=16)
     with Search(problem) as search:
         vectors = CountVectors.of(search)
@@ -219,8 +229,50 @@ def test_many_counts_are_decided_by_turns() -> None:
         bound_by_counts(vectors, lambda: True)
         assert decide_by_counts(vectors, lambda: True)
     assert len(vectors.trees) > 1
+    assert len(turns) > len(vectors.trees)
     assert search.objective == pytest.approx(solve(problem, solver="brute").objective, abs=1e-9)
     assert (vectors.bounds >= search.objective * (1.0 - 1e-6)).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_settled_units_stand_as_in_every_better_mask(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(seed)
+    surrogate = Quadratic(rng.random(14), 0.2 * rng.normal(size=(3, 14)))
+    problem = dataclasses.replace(layered([8, 6], seed, 0.45), surrogate=surrogate)
+    masks = (np.arange(1 << 14)[:, None] >> np.arange(14) & 1).astype(bool)  # removed
+    drops = problem.surrogate.drops(masks.astype(float))
+    settled = 0
+    with Search(problem) as search:
+        vectors = CountVectors.of(search)
+        assert vectors is not None
+        bound_by_counts(vectors, lambda: True)
+        for vector in vectors.points:
+            of_these = (np.stack([masks[:, :8].sum(1), masks[:, 8:].sum(1)], axis=1) == vectors.counts[vector]).all(1)
+            if of_these.sum() < 20:
+                continue
+            monkeypatch.setattr(CountVectors, "cutoff", np.sort(drops[of_these])[5])
+            vertex, fixed = vectors.settled(vector)
+            better = masks[of_these & (drops <= vectors.cutoff)]
+            assert len(better) == 6
+            assert (better[:, fixed] == (vertex[fixed] > 0.5)).all()
+            settled += int(fixed.sum())
+    assert settled > 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_least_vertex_and_what_leaving_it_costs(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    gradient, group = rng.normal(size=9), rng.permutation([0, 0, 0, 0, 1, 1, 1, 2, 2])
+    totals = np.array([2, 1, 2])  # no choice in the last
+    masks = (np.arange(1 << 9)[:, None] >> np.arange(9) & 1).astype(float)
+    masks = masks[[all(mask[group == g].sum() == totals[g] for g in range(3)) for mask in masks]]
+    parts = [(np.flatnonzero(group == g), int(totals[g])) for g in range(3)]
+    vertex, rise = least_vertex(gradient, np.zeros(9), parts)
+    values = masks @ gradient
+    assert gradient @ vertex == pytest.approx(values.min())
+    for unit in range(9):
+        left = values[masks[:, unit] != vertex[unit]]
+        assert rise[unit] == (pytest.approx(left.min() - values.min()) if len(left) else np.inf)
 
 
 def grouped_quadratic(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -8,22 +8,25 @@ import numpy as np
 
 from ..errors import SolverError
 from .backend import Backend
-from .convex_tree import ConvexTree
-from .count_vectors import CountVectors, bound_by_counts, decide_by_counts, removal_counts
+from .convex_tree import TREE_UNITS, ConvexTree
+from .count_vectors import CountVectors, bound_by_counts, can_be_listed, decide_by_counts, removal_counts
 from .improve import improve, improve_by_kicks, round_by
 from .problem import Problem
 from .search import Search
 from .size_search import anneal_sizes, search_sizes
 from .sizes import Sizes
 
-__all__ = ["ConvexTrees", "counts_alone"]
+__all__ = ["ConvexTrees", "takes"]
 
-#: Most undecided units that are branched on.
-TREE_UNITS = 1200
 #: Time that goes into incumbents over several groups before branching, as a share of what is left and without a limit.
 SEARCH_SHARE, SEARCH_SECONDS = 0.15, 5.0
 #: Roundings at random that decide which samples matter around a relaxation, and the share of the gap given away there.
 PROBES, GIVEN_AWAY = 8, 0.01
+
+
+def takes(problem: Problem) -> bool:
+    """Whether it is a problem of one group, or of several that minimises the drop and whose counts can be listed."""
+    return counts_alone(problem) or (problem.objective == "drop" and can_be_listed(problem))
 
 
 def counts_alone(problem: Problem) -> bool:

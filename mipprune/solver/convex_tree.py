@@ -11,8 +11,10 @@ from .cardinality_qp import HELD, ActiveSet, StalledError
 from .cardinality_search import exchange
 from .oracles import Oracle
 
-__all__ = ["ConvexTree", "least_vertex"]
+__all__ = ["TREE_UNITS", "ConvexTree", "least_vertex", "settled_units"]
 
+#: Most undecided units that are branched on.
+TREE_UNITS = 1200
 #: Most evaluations of one node: more only where the minimum lies above the cutoff and its bound doesn't yet.
 EVALUATIONS = 8
 #: Rounded nodes are improved by exchanges so often.
@@ -170,6 +172,18 @@ def least_vertex(
         rise[inside] = gradient[outside[0]] - gradient[inside] if len(outside) else np.inf
         rise[outside] = gradient[outside] - gradient[inside[-1]] if len(inside) else np.inf
     return vertex, rise
+
+
+def settled_units(
+    oracle: Oracle, z: np.ndarray, parts: list[tuple[np.ndarray, int]], cutoff: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """What reduced costs at a relaxed point ``z`` settle: the least vertex of its tangent, and the units (bool, (u,))
+    that stand there as in every mask of this size with a value up to ``cutoff``.
+    """
+    value, gradient = oracle.value_and_gradient(z)
+    vertex, rise = least_vertex(gradient, np.zeros(len(z)), parts)
+    tangent = value + float(gradient @ (vertex - z))
+    return vertex, (tangent + rise > cutoff) & (np.abs(z - vertex) < 1e-6)
 
 
 def _branching_unit(state: ActiveSet) -> int | None:

@@ -20,22 +20,26 @@ import numpy as np
 
 from .cardinality_convex import descend_convex
 from .cardinality_qp import project_capped_simplex
-from .convex_tree import ConvexTree, least_vertex
+from .convex_tree import TREE_UNITS, ConvexTree, settled_units
 from .masks import costs_of
 from .oracles import FunctionOracle, oracle_of
 from .problem import Problem
 from .search import Search
 
-__all__ = ["CountVectors", "bound_by_counts", "decide_by_counts", "removal_counts"]
+__all__ = ["CountVectors", "bound_by_counts", "can_be_listed", "decide_by_counts", "removal_counts"]
 
 #: Most vectors of counts that are listed.
 MOST_VECTORS = 1_000_000
 #: Most of them that are relaxed.
 MOST_RELAXED = 200
-#: Most undecided units that are branched on.
-TREE_UNITS = 1200
 #: A relaxation is done when it is known to this share of its value.
 TOLERANCE = 1e-4
+
+
+def can_be_listed(problem: Problem) -> bool:
+    """Whether no more than :data:`MOST_VECTORS` vectors of counts have to be looked at."""
+    counts = [float(len(problem.allowed_counts(group))) for group in range(len(problem.costs.groups))]
+    return bool(np.prod(counts) <= MOST_VECTORS)
 
 
 def removal_counts(problem: Problem) -> np.ndarray | None:
@@ -44,9 +48,9 @@ def removal_counts(problem: Problem) -> np.ndarray | None:
     Returns:
         int64, shape (V, G), or ``None`` if more than :data:`MOST_VECTORS` would have to be looked at.
     """
-    allowed = [problem.allowed_counts(group) for group in range(len(problem.costs.groups))]
-    if np.prod([float(len(counts)) for counts in allowed]) > MOST_VECTORS:
+    if not can_be_listed(problem):
         return None
+    allowed = [problem.allowed_counts(group) for group in range(len(problem.costs.groups))]
     kept = np.stack(np.meshgrid(*allowed, indexing="ij"), axis=-1).reshape(-1, len(allowed))
     fits = np.ones(len(kept), dtype=bool)
     for resource, limit in problem.budgets.items():
@@ -203,13 +207,17 @@ class CountVectors:
         self.bounds[vector] = max(self.bounds[vector], tree.bound)
         return not stopped
 
+    def settled(self, vector: int) -> tuple[np.ndarray, np.ndarray]:
+        """A mask of a relaxed vector (float64), and the units (bool) that stand there as in every better mask than the
+        incumbent, by their reduced costs.
+        """
+        parts = list(zip(self.members, self.counts[vector].tolist(), strict=True))
+        return settled_units(self.oracle, self.points[vector], parts, self.cutoff)
+
     def _tree(self, vector: int) -> ConvexTree | None:
         """A tree over the units that reduced costs leave undecided; ``None`` if these are too many."""
         z, totals = self.points[vector], self.counts[vector]
-        value, gradient = self.oracle.value_and_gradient(z)
-        vertex, rise = least_vertex(gradient, np.zeros(len(z)), list(zip(self.members, totals.tolist(), strict=True)))
-        tangent = value + float(gradient @ (vertex - z))
-        fixed = (tangent + rise > self.cutoff) & (np.abs(z - vertex) < 1e-6)
+        vertex, fixed = self.settled(vector)
         loose = np.flatnonzero(~fixed)
         if len(loose) > TREE_UNITS:
             return None

@@ -8,7 +8,7 @@ import numpy as np
 
 from .cardinality_convex import relax_convex
 from .cardinality_qp import ActiveSet, project_capped_simplex, tangent_bounds
-from .convex_tree import least_vertex
+from .convex_tree import settled_units
 from .improve import round_by
 from .masks import costs_of
 from .oracles import oracle_of
@@ -152,10 +152,7 @@ class Sizes:
     def settled(self, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Units without a choice at a size, by their reduced costs: where they end up (m,), and the others' indices."""
         z = self.points[size]
-        value, gradient = self.oracle.value_and_gradient(z)
-        vertex, rise = least_vertex(gradient, np.zeros(len(z)), [(np.arange(len(z)), size)])
-        tangent = value + float(gradient @ (vertex - z))
-        fixed = (tangent + rise > self.cutoff) & (np.abs(z - vertex) < 1e-6)
+        vertex, fixed = settled_units(self.oracle, z, [(np.arange(len(z)), size)], self.cutoff)
         loose = np.flatnonzero(~fixed)
         point = np.where(fixed, vertex, z)
         if len(loose):
