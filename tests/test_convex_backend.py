@@ -7,10 +7,12 @@ import pytest
 
 from mipprune.costs import BilinearCost, CostModel
 from mipprune.errors import InfeasibleError, SolverError
-from mipprune.solver import Problem, convex_backend, count_vectors, solve
+from mipprune.solver import Problem, convex_backend, count_vectors, local_search, solve
 from mipprune.solver.anneal import anneal
+from mipprune.solver.cardinality_convex import relax_convex
 from mipprune.solver.cardinality_qp import ActiveSet
 from mipprune.solver.convex_tree import ConvexTree
+from mipprune.solver.local_search import LocalSearch
 from mipprune.solver.oracles import FunctionOracle, HeadOracle, Oracle, oracle_of
 from mipprune.surrogates import Additive, LinearHead, Quadratic, RobustAdditive, Surrogate
 
@@ -284,3 +286,31 @@ def test_without_a_tree_the_answer_is_sound_and_near(
     assert problem.evaluate(found.kept).feasible
     assert found.bound <= best.objective + 1e-9
     assert best.objective - 1e-9 <= found.objective <= best.objective + (1 if objective == "units" else 1e-6)
+
+
+def test_a_quadratic_is_searched_from_several_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    n, size = 90, 30
+    oracle = oracle_of(Quadratic(0.1 * rng.random(n), rng.normal(size=(n, n)) / np.sqrt(n)), np.zeros(n), np.arange(n))
+    point = relax_convex(
+        oracle.value_and_gradient, np.full(n, 0.5), size, np.full(n + 1, -np.inf), tolerance=1e-6
+    )
+
+    def best(starts: int, enough: float = -np.inf) -> tuple[float, int]:
+        monkeypatch.setattr(local_search, "RESTARTS", starts)
+        values = []
+
+        def offer(mask: np.ndarray) -> float:
+            assert mask.sum() == size
+            values.append(oracle.value_and_gradient(mask.astype(float))[0])
+            return -np.inf
+
+        LocalSearch(oracle, offer).search(point, size, enough, lambda: True)
+        return min(values), len(values)
+
+    one, several = best(1), best(4)
+    assert several[0] < one[0]
+    assert several[1] > one[1] + 2
+    assert best(4, enough=one[0]) == one  # the first start was good enough
+    monkeypatch.setattr(local_search, "LEAST_UNITS", n + 1)
+    assert best(4) == one

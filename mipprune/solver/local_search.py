@@ -18,6 +18,9 @@ WINDOW, WIDEST = 400, 1200
 SHORTLIST = 48
 #: Kicks without success before giving up.
 PATIENCE = 100
+#: Starts of the search on a quadratic of so many units at least (with fewer a tree is quicker), and the spread of the
+#: noise that they are rounded with: measured 0 to 15 % less drop on 128 units, nothing gained on 512.
+RESTARTS, LEAST_UNITS, NOISE = 16, 64, 0.3
 #: Exchanges that annealing judges per unit of the window: measured on 1,200, ten times as many gain 0.2 units of 1,252.
 PROPOSALS_PER_UNIT = 16_000
 
@@ -30,8 +33,25 @@ class LocalSearch:
         self.rng = np.random.default_rng(seed)
 
     def search(self, point: np.ndarray, size: int, enough: float, goes_on: Callable[[], bool]) -> None:
-        """Removal masks of ``size`` units near a relaxation's ``point``; stops at values up to ``enough``."""
-        oracle, mask, _, offer = self._window(point, size)
+        """Removal masks of ``size`` units near a relaxation's ``point``; stops at values up to ``enough``.
+
+        Kicks from the rounded point; on quadratics, where all of that is cheap, also from points rounded at random.
+        """
+        oracle, mask, fractions, offer = self._window(point, size)
+        for restart in range(RESTARTS if oracle.is_quadratic and len(mask) >= LEAST_UNITS else 1):
+            if restart:
+                if not goes_on():
+                    break
+                order = np.argsort(-(fractions + NOISE * self.rng.normal(size=len(mask))), kind="stable")
+                mask = np.isin(np.arange(len(mask)), order[: int(mask.sum())])
+            if self._kicks(oracle, mask, enough, offer, goes_on) <= enough:
+                break
+
+    def _kicks(
+        self, oracle: Oracle, mask: np.ndarray, enough: float, offer: Callable[[np.ndarray], None],
+        goes_on: Callable[[], bool],
+    ) -> float:
+        """Descents from a mask and from kicked local optima, until :data:`PATIENCE` kicks gain nothing; the value."""
         mask, value, gradient, curvature = self._descend(oracle, mask, goes_on)
         offer(mask)
         failures = 0
@@ -46,6 +66,7 @@ class LocalSearch:
                 failures = 0
             else:
                 failures += 1
+        return value
 
     def descend(self, point: np.ndarray, size: int, goes_on: Callable[[], bool]) -> None:
         """One descent from a ``point``, rounded."""
