@@ -93,6 +93,9 @@ class ConvexTrees(Backend):
             raise SolverError("solver 'nlp' lists the counts of all groups, and these are too many: use 'scip'")
         if len(counts) == 0:
             return "infeasible"
+        if (problem.keep | problem.remove).all():  # the only mask was offered
+            search.raise_bound(search.objective)
+            return "infeasible" if search.kept is None else "optimal"
         slope = problem.surrogate.drop_and_gradient(problem.remove.astype(float))[1]
         search.offer(round_by(problem, -slope))
 
