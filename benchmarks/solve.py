@@ -57,12 +57,12 @@ def main() -> None:
     for row in (row for part in parts for row in part()):
         rows.append(row)
         print(line(row), flush=True)
-    if options.json:
-        about = {
-            "date": datetime.date.today().isoformat(), "python": platform.python_version(), "numpy": np.__version__,
-            "rows": rows,
-        }
-        options.json.write_text(json.dumps(about, indent=1), encoding="utf-8")
+        if options.json:  # after every row: a long run may be stopped
+            about = {
+                "date": datetime.date.today().isoformat(), "python": platform.python_version(),
+                "numpy": np.__version__, "rows": rows,
+            }
+            options.json.write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 
 def quick_rows() -> Iterator[Row]:

@@ -94,6 +94,7 @@ class Search:
 
     def raise_bound(self, bound: float) -> None:
         """Report a proved lower bound (in the problem's own unit)."""
+        bound = float(bound)  # numpy's numbers would follow it into every comparison and file
         if math.isnan(bound):
             return
         if self._lattice is not None and math.isfinite(bound):
