@@ -11,6 +11,7 @@ from ..game.data import LabelledData
 from ..graph import Layer, UnitGraph, UnitGroup, find_layers
 from ..records import Record, frozen_array
 from .output_metric import output_metrics
+from .subset_bounds import Regression, least_errors
 
 __all__ = ["RefitCurve", "refit_curves", "refit_errors"]
 
@@ -23,7 +24,8 @@ class RefitCurve(Record):
         order: int64 (n,): units within the group in the order of removal; the last one stays longest.
         error: float64 (n + 1,): entry r is the predicted KL in nats once ``order[:r]`` are gone and their readers
             refitted; the last one is an empty branch's, of whose readers only the biases are left.
-        lower: float64 (n + 1,): no choice of r units has a smaller predicted KL.
+        lower: float64 (n + 1,): no choice of r units has a smaller predicted KL
+            (:func:`~mipprune.curvature.subset_bounds.least_errors`).
     """
 
     order: np.ndarray
@@ -44,6 +46,10 @@ class _Reader:
     inverse: np.ndarray  # (D, D)
     weight: np.ndarray  # (m, D): sqrt(M / 2) W
     columns: np.ndarray  # (n, b)
+
+    def regression(self) -> Regression:
+        own = self.columns.ravel()
+        return Regression(self.inverse[np.ix_(own, own)], self.weight[:, own])
 
 
 def refit_curves(
@@ -147,11 +153,8 @@ def _eliminate(group: UnitGroup, readers: list[_Reader], pinned: np.ndarray) -> 
     # arrays are copied: elimination shrinks them
     states = [(r.inverse.copy(), r.weight.copy(), r.columns.copy()) for r in readers]
     error, order = np.zeros(n + 1), []
-    lower = np.zeros(n + 1)
     for removed in range(n):
         scores = sum((_scores(*state) for state in states), np.zeros(len(alive)))
-        if removed == 0:
-            lower[1:] = np.sort(scores)
         free = np.where(pinned[alive], np.inf, scores)
         if not np.isfinite(free).any():  # only pinned units are left: any order will do, no size below is allowed
             order += alive.tolist()
@@ -162,6 +165,7 @@ def _eliminate(group: UnitGroup, readers: list[_Reader], pinned: np.ndarray) -> 
         order.append(int(alive[best]))
         alive = np.delete(alive, best)
         states = [_removed(*state, best) for state in states]
+    lower = least_errors([reader.regression() for reader in readers], n)
     return RefitCurve(frozen_array(order, np.int64), frozen_array(error), frozen_array(np.minimum(lower, error)))
 
 
