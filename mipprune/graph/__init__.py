@@ -1,5 +1,6 @@
 """graph: which units a network has, how they are tied, what they cost, and how to run it masked."""
 
+from .branches import CoarseUnit
 from .context import Context, Value
 from .layers import Layer, find_layers
 from .program import Program
@@ -8,6 +9,6 @@ from .trace import trace
 from .units import AttributeSite, Pinned, UnitGraph, UnitGroup
 
 __all__ = [
-    "AttributeSite", "Context", "Layer", "Pinned", "Program", "UnitGraph", "UnitGroup", "Value", "find_layers",
+    "AttributeSite", "CoarseUnit", "Context", "Layer", "Pinned", "Program", "UnitGraph", "UnitGroup", "Value", "find_layers",
     "register_rule", "trace",
 ]

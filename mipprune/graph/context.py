@@ -81,6 +81,12 @@ class Contraction:
     inputs: Labels | None
     outputs: Labels
     factor: int
+    node: str = ""
+
+    @property
+    def dense(self) -> int:
+        """What it costs with everything kept."""
+        return self.factor * len(self.outputs) * (1 if self.inputs is None else len(self.inputs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +267,7 @@ class Context:
 
     def cost(self, outputs: Labels, factor: int, inputs: Labels | None = None) -> None:
         """Note ``factor * (inputs kept) * (outputs kept)`` multiply-adds per sample."""
-        self.contractions.append(Contraction(inputs, outputs, factor))
+        self.contractions.append(Contraction(inputs, outputs, factor, self.node.name))
 
     def contract(self, x: Value, dim: int, weight: Value, w_in: int, w_out: int, factor: int,
                  argument: Argument = 0) -> Labels:

@@ -52,6 +52,7 @@ class Program:
         #: node -> for each of its results the dimension that units lie along and their groups; only where every entry
         #: of every result belongs to a unit
         self.carried: dict[str, list[tuple[int, frozenset[int]]]] = {}
+        self.macs: dict[str, int] = {}  # node -> multiply-adds per sample in the dense network, where there are any
         self.batch_dims = {n.name: _batch_dims(n.meta.get("val")) for n in captured.nodes}
         self.batch_dims |= dict.fromkeys(captured.inputs, 0)
 

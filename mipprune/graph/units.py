@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from ..costs import BilinearCost, Cost, CostModel
 from ..errors import UnknownLayerError
+from .branches import CoarseUnit
 from .context import Context, Value
 from .counting import CostCounter
 from .labels import Components, Site
@@ -89,6 +90,7 @@ class UnitGraph:
         attributes: integer attributes of modules that count units.  With the sites, this is all that surgery needs.
         program: runs the network with units masked.
         coupling: networkx graph of the groups; an edge where a layer reads one group and produces the other.
+        coarse: what every unit stands for, where units are whole branches (:func:`mipprune.coarsen`); else empty.
     """
 
     model: nn.Module
@@ -99,6 +101,7 @@ class UnitGraph:
     attributes: tuple[AttributeSite, ...]
     program: Program
     coupling: nx.Graph
+    coarse: tuple[CoarseUnit, ...] = ()
 
     @property
     def n_units(self) -> int:
@@ -122,10 +125,14 @@ class UnitGraph:
         raise UnknownLayerError(f"no prunable layer {name!r}; {hint}")
 
     def units_of(self, names: Iterable[str]) -> np.ndarray:
-        """Bool mask (n_units,) of all units of the named layers; a string is one name."""
+        """Bool mask (n_units,) of all units of the named layers; a string is one name.
+
+        Coarse units are named one by one, by the branch or by any of its modules.
+        """
         mask = np.zeros(self.n_units, dtype=bool)
         for name in (names,) if isinstance(names, str) else names:
-            mask[self.group(name).units] = True
+            own = [i for i, unit in enumerate(self.coarse) if unit.answers_to(name)]
+            mask[own or self.group(name).units] = True
         return mask
 
     def macs(self, kept: np.ndarray | None = None) -> int:
@@ -179,6 +186,8 @@ def build_units(
     program.bind(context.edges, [numbered(edge.labels) for edge in context.edges], costs.n_units)
     program.lengths = [(node, at, units) for node, at, labels in context.lengths
                        if ((units := numbered(labels)) >= 0).any()]
+    for contraction in context.contractions:
+        program.macs[contraction.node] = program.macs.get(contraction.node, 0) + contraction.dense
     program.carried = _carried(context, numbered, costs.group_of_unit)
     repaired = tuple(_attribute_site(form, number) for form in attributes)
     repaired = tuple(site for site in repaired if len(site.units))
