@@ -9,6 +9,6 @@ from .trace import trace
 from .units import AttributeSite, Pinned, UnitGraph, UnitGroup
 
 __all__ = [
-    "AttributeSite", "CoarseUnit", "Context", "Layer", "Pinned", "Program", "UnitGraph", "UnitGroup", "Value", "find_layers",
-    "register_rule", "trace",
+    "AttributeSite", "CoarseUnit", "Context", "Layer", "Pinned", "Program", "UnitGraph", "UnitGroup", "Value",
+    "find_layers", "register_rule", "trace",
 ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import operator
-import os
 import re
 from collections.abc import Iterable, Mapping
 
@@ -61,6 +61,11 @@ class Branch:
     removals: tuple[Removal, ...]
     macs: int
 
+    @property
+    def skip(self) -> str:
+        """Node name of the other addend."""
+        return _argument(self.add, 1 - self.argument).name
+
 
 @dataclasses.dataclass(frozen=True)
 class CoarseUnit:
@@ -91,14 +96,14 @@ def find_branches(program: Program, returns: Mapping[str, str]) -> tuple[list[Br
         returns: module path -> :attr:`Removal.returns`, for the modules that a stub can stand in for.
     """
     alive = _alive(program)  # checks that torch.export writes down aren't
-    nodes = [n for n in program.captured.nodes if not is_integer_node(n)]
-    sums = [n for n in nodes if n in alive and str(n.target) == "aten.add.Tensor" and _plain_sum(n)]
+    nodes = [n for n in program.captured.nodes if n in alive and not is_integer_node(n)]
+    sums = [n for n in nodes if str(n.target) == "aten.add.Tensor" and _plain_sum(n)]
     strong: list[tuple[fx.Node, int, set[fx.Node]]] = []
     weak: list[tuple[fx.Node, int, set[fx.Node]]] = []
     for add in sums:
         own = [_exclusive(add, argument, alive) for argument in (0, 1)]
         layers = [sum(n.name in program.macs for n in part) for part in own]
-        feeds = [_frontier(part, program) | {add.args[i]} - part for i, part in enumerate(own)]
+        feeds = [_frontier(part, program) | {_argument(add, i)} - part for i, part in enumerate(own)]
         for i in (0, 1):
             if layers[i] > layers[1 - i] and _frontier(own[i], program) & feeds[1 - i]:
                 (weak if layers[1 - i] else strong).append((add, i, own[i]))
@@ -113,7 +118,8 @@ def find_branches(program: Program, returns: Mapping[str, str]) -> tuple[list[Br
         name = _name(program, part, removals, [p for _, _, p in chosen if p is not part])
         if reason is None:
             macs = sum(program.macs.get(n.name, 0) for n in part)
-            branches.append(Branch(name, add, argument, frozenset(n.name for n in part), removals, macs))
+            served = part | {n for n in program.captured.nodes if n not in alive and part & set(n.all_input_nodes)}
+            branches.append(Branch(name, add, argument, frozenset(n.name for n in served), removals, macs))
         else:
             refused.append((name, reason))
     return branches, refused
@@ -137,10 +143,16 @@ def _plain_sum(node: fx.Node) -> bool:
     return len(node.args) == 2 and not node.kwargs and node.args[0] is not node.args[1] and len(set(shapes)) == 1
 
 
+def _argument(add: fx.Node, argument: int) -> fx.Node:
+    value = add.args[argument]
+    assert isinstance(value, fx.Node)  # _plain_sum
+    return value
+
+
 def _exclusive(add: fx.Node, argument: int, alive: set[fx.Node]) -> set[fx.Node]:
     """Everything that is computed for this argument of ``add`` and for nothing else."""
     part: set[fx.Node] = set()
-    first: fx.Node = add.args[argument]  # type: ignore[assignment]
+    first = _argument(add, argument)
     todo = [first]
     while todo:
         node = todo.pop()
@@ -199,11 +211,11 @@ def _why_not(
             owner = tensors.get(a.name, "").rpartition(".")[0]
             if node not in part and owner and any(_inside(owner, path) for path in paths):
                 return f"{tensors[a.name]!r} is also read outside of the branch ({describe(node)})"
-    if add.args[argument] in zero:
+    if _argument(add, argument) in zero:
         return None
     last = next((n for n in sorted(part, key=program.captured.nodes.index) if n not in zero
-                 and any(a in zero for a in n.all_input_nodes)), add.args[argument])
-    return f"without its modules the branch isn't zero: {describe(last)}"  # type: ignore[arg-type]
+                 and any(a in zero for a in n.all_input_nodes)), _argument(add, argument))
+    return f"without its modules the branch isn't zero: {describe(last)}"
 
 
 def _is_zero(node: fx.Node, zero: set[fx.Node]) -> bool:
@@ -226,7 +238,8 @@ def _name(
     paths = [r.module for r in removals if any(r.module in _paths(n) for n in working)]
     if not paths:
         return _paths(working[0])[-1] if working and _paths(working[0]) else ""
-    common = os.path.commonprefix([f"{path}." for path in paths]).rpartition(".")[0]
+    parts = zip(*(path.split(".") for path in paths))
+    common = ".".join(p[0] for p in itertools.takewhile(lambda p: len(set(p)) == 1, parts))
     busy = {path for other in others for n in other for path in _paths(n)}
     if common and common not in busy:
         return common

@@ -47,8 +47,8 @@ def _returned(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     if like is None:
         return None
     if isinstance(out, tuple):
-        kinds = ["none" if x is None else _shaped(like, x) for x in out]
-        return f"tuple:{','.join(kinds)}" if all(kind in ("none", "same") for kind in kinds) else None  # type: ignore
+        kinds = ["none" if x is None else _shaped(like, x) or "" for x in out]
+        return f"tuple:{','.join(kinds)}" if all(kinds) else None
     kind = _shaped(like, out)
     if kind is not None or not isinstance(out, torch.Tensor) or next(module.children(), None) is not None:
         return kind

@@ -1,6 +1,6 @@
 """surgery: from a mask to a really smaller network, checked against the masked one."""
 
-from .coarse import coarsen
+from .coarse import COARSE, coarsen
 from .empty import allow_empty
 from .huggingface import ConfigChange, sync_config
 from .io import load, load_plan, save
@@ -9,6 +9,6 @@ from .plan import AttributeRepair, KeptUnits, ModuleRemoval, PrunePlan, TensorCu
 from .verify import Verification, verify
 
 __all__ = [
-    "AttributeRepair", "ConfigChange", "KeptUnits", "ModuleRemoval", "PrunePlan", "TensorCut", "Verification",
+    "COARSE", "AttributeRepair", "ConfigChange", "KeptUnits", "ModuleRemoval", "PrunePlan", "TensorCut", "Verification",
     "allow_empty", "coarsen", "load", "load_plan", "save", "sync_config", "transfer_optimizer", "verify",
 ]

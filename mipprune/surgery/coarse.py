@@ -16,7 +16,6 @@ from ..graph import Pinned, Program, UnitGraph, UnitGroup
 from ..graph.branches import Branch, CoarseUnit, find_branches
 from ..graph.context import MaskEdge, batch_dim
 from ..graph.stubs import watch_returns
-from .plan import PrunePlan
 from .trial import Trial
 
 __all__ = ["COARSE", "coarsen"]
@@ -27,7 +26,7 @@ COARSE = ("branches", "blocks")
 def coarsen(
     graph: UnitGraph, example_input: torch.Tensor | tuple[torch.Tensor, ...], units: str = "branches"
 ) -> UnitGraph:
-    """The same network with whole residual branches (attentions, feed-forwards, the convolutions beside a skip) as units.
+    """The same network with whole residual branches (attentions, feed-forwards, convolutions) as units.
 
     A removed branch contributes exactly zero to its sum, so that a block becomes its skip, and surgery puts stubs
     without parameters in the place of the branch's modules.  Branches of equal costs form a group; the groups may be
@@ -114,12 +113,12 @@ def _own_parameters(model: nn.Module, unit: CoarseUnit) -> int | None:
 
 
 def _built(
-    graph: UnitGraph, pairs: list[tuple[CoarseUnit, int | None]], refused: list[tuple[str, str]]
+    graph: UnitGraph, pairs: list[tuple[CoarseUnit, int]], refused: list[tuple[str, str]]
 ) -> UnitGraph:
     """The coarse graph: units of equal costs side by side, one mask edge per branch, linear costs."""
     members: dict[tuple[int, int], list[CoarseUnit]] = {}
     for unit, params in pairs:
-        members.setdefault((sum(b.macs for b in unit.branches), params or 0), []).append(unit)
+        members.setdefault((sum(b.macs for b in unit.branches), params), []).append(unit)
     groups: list[UnitGroup] = []
     units: list[CoarseUnit] = []
     for own in members.values():

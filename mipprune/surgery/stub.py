@@ -37,6 +37,8 @@ class Stub(nn.Module):
         for name in original._buffers:
             self.register_buffer(name, None)
         self.returns, self.was = returns, type(original).__name__
+        if returns.startswith("last:"):
+            self.width = int(returns.removeprefix("last:"))  # an attribute, so that it follows when units leave later
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         like = next(x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor))
@@ -45,7 +47,7 @@ class Stub(nn.Module):
         if self.returns == "conv":
             return like.new_zeros(conv_shape(self, like, self.out_channels))  # type: ignore[arg-type]
         if self.returns.startswith("last:"):
-            return like.new_zeros((*like.shape[:-1], int(self.returns.removeprefix("last:"))))
+            return like.new_zeros((*like.shape[:-1], self.width))
         kinds = self.returns.removeprefix("tuple:").split(",")
         return tuple(torch.zeros_like(like) if kind == "same" else None for kind in kinds)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..context import Context, Labels, Value
 from ..registry import opaque, register_rule
+from ..sizes import AttributeSize
 from .elementwise import names
 
 register_rule(*names(
@@ -27,13 +28,13 @@ def _filled_like(c: Context, x: Value, sizes: Any, *_: Any, **__: Any) -> Labels
 
 
 def _sized(c: Context, argument: int) -> Labels:
-    """A size taken from an attribute or a tensor can follow the units: the last such dimension carries labels."""
+    """A size taken from an attribute, or else a tensor, can follow the units: the last such one carries labels."""
     shape = c.shape
-    for item in reversed(range(len(shape))):
-        origin = c.origin(argument, item)
-        if origin is None or isinstance(origin, int) or shape[item] < 2:
-            continue
-        labels = c.space.fresh(shape[item])
-        c.size(labels, argument, item)
-        return c.spread(labels, item, shape)
-    return c.zeros()
+    origins = {item: c.origin(argument, item) for item in range(len(shape)) if shape[item] > 1}
+    free = [item for item, origin in origins.items() if origin is not None and not isinstance(origin, int)]
+    if not free:
+        return c.zeros()
+    item = max(free, key=lambda i: (isinstance(origins[i], AttributeSize), i))
+    labels = c.space.fresh(shape[item])
+    c.size(labels, argument, item)
+    return c.spread(labels, item, shape)
