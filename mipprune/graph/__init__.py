@@ -6,9 +6,9 @@ from .layers import Layer, find_layers
 from .program import Program
 from .registry import register_rule
 from .trace import trace
-from .units import AttributeSite, Pinned, UnitGraph, UnitGroup
+from .units import AttributeSite, Pinned, RewriteSite, UnitGraph, UnitGroup
 
 __all__ = [
-    "AttributeSite", "CoarseUnit", "Context", "Layer", "Pinned", "Program", "UnitGraph", "UnitGroup", "Value",
-    "find_layers", "register_rule", "trace",
+    "AttributeSite", "CoarseUnit", "Context", "Layer", "Pinned", "Program", "RewriteSite", "UnitGraph", "UnitGroup",
+    "Value", "find_layers", "register_rule", "trace",
 ]

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import operator
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from torch.export.graph_signature import InputKind
 from ..errors import DataError, ModelStateError, TraceError
 from .describe import user_line
 from .functional import functionalise, inline_regions, mutated_argument
-from .sizes import AttributeSize, Expression, OutOfTime, Recorder, aligned, instrumented
+from .sizes import AttributeSize, Expression, OutOfTime, Recorder, aligned, instrumented, same_integers
+from .source import CallSite, Slot
 
 __all__ = ["Capture", "capture", "is_integer_node", "shape_at"]
 
@@ -41,6 +43,8 @@ class Capture:
         results: (recorded call, output) -> name of the node that holds it.
         numeric: sizes whose value also enters the computation as a number.
         attributes: every integer attribute of every module, with its value.
+        calls: node name -> the recorded call that made it, where their integers are the same in order.
+        sites: recorded call -> where it stands in the code of a module's method; ``methods``: those methods.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -54,6 +58,14 @@ class Capture:
     results: dict[tuple[int, int | None], str]
     numeric: frozenset[Expression]
     attributes: dict[AttributeSize, int]
+    calls: dict[str, int]
+    sites: dict[int, CallSite]
+    methods: dict[CallSite, Callable[..., Any]]
+
+    def slot(self, node: str, position: int) -> Slot | None:
+        """Where integer ``position`` of a node's arguments stands in the code of a module's method, if it does."""
+        site = self.sites.get(self.calls.get(node, 0))
+        return None if site is None else Slot(site, position)
 
 
 def capture(model: nn.Module, example: tuple[torch.Tensor, ...], deadline: float = float("inf")) -> Capture:
@@ -120,8 +132,13 @@ def capture(model: nn.Module, example: tuple[torch.Tensor, ...], deadline: float
         raise TraceError(f"{type(model).__name__}.forward returns no tensor that depends on its input")
     nodes = tuple(n for n in graph.nodes if n.op == "call_function")
     sizes, results = _origins(nodes, recorder)
+    calls = {n.name: call for n in nodes if (call := (n.meta.get("custom") or {}).get("call")) is not None
+             and same_integers(n, recorder.arguments[call])}
+    types = {path: type(module) for path, module in model.named_modules()}
+    methods = {site: getattr(types[site.module], site.method) for site in recorder.sites.values()
+               if hasattr(types[site.module], site.method)}
     return Capture(nodes, tuple(inputs), shapes, tensors, constants, outputs[0], tuple(outputs), sizes, results,
-                   frozenset(recorder.numeric), recorder.attributes)
+                   frozenset(recorder.numeric), recorder.attributes, calls, recorder.sites, methods)
 
 
 def _origins(

@@ -14,6 +14,7 @@ from .capture import Capture, shape_at
 from .describe import describe, module_path
 from .labels import LabelSpace, Site
 from .sizes import AttributeSize, Expression, TensorSize, integers
+from .source import Slot
 
 __all__ = ["Argument", "Context", "Contraction", "Labels", "MaskEdge", "Masked", "SizeUse", "Value", "argument_of",
            "batch_dim"]
@@ -91,11 +92,16 @@ class Contraction:
 
 @dataclasses.dataclass(frozen=True)
 class SizeUse:
-    """An integer argument that has to be the number of kept entries of ``labels`` (one dimension)."""
+    """An integer argument that has to be the number of kept entries of ``labels`` (one dimension).
+
+    ``slot`` is where it stands in the code of a module's method, if it does, and ``call`` the recorded call there.
+    """
 
     origin: Expression
     labels: Labels
     where: str
+    slot: Slot | None = None
+    call: int = 0
 
 
 class Context:
@@ -319,14 +325,11 @@ class Context:
     def size(self, labels: Labels, argument: int, item: int = 0) -> None:
         """Integer ``item`` of argument ``argument`` is the length of a dimension with ``labels`` along it."""
         origin = self.origin(argument, item)
-        self._claimed.add(self._position(argument, item))
-        self.lengths.append((self.node.name, self._position(argument, item), labels))
+        position = self._position(argument, item)
+        self._claimed.add(position)
+        self.lengths.append((self.node.name, position, labels))
         if origin is not None and origin != -1:
-            self.sizes.append(SizeUse(origin, labels, describe(self.node)))
-
-    def attribute_value(self, attribute: AttributeSize) -> int:
-        """The attribute's value in the dense network."""
-        return self.captured.attributes[attribute]
+            self._use(origin, labels, position)
 
     def labels_of(self, size: TensorSize) -> Labels | None:
         """Labels along the dimension that a size was read from; ``None`` if the tensor isn't known."""
@@ -347,8 +350,13 @@ class Context:
         for position, origin in enumerate(self.captured.sizes.get(self.node.name, ())):
             if position not in self._claimed and origin is not None and not isinstance(origin, int):
                 value = list(integers((self.node.args, self.node.kwargs), fx.Node))[position]
-                self.sizes.append(SizeUse(origin, self.zeros([max(0, value)]), describe(self.node)))
+                self._use(origin, self.zeros([max(0, value)]), position)
         self._claimed.clear()
+
+    def _use(self, origin: Expression, labels: Labels, position: int) -> None:
+        name = self.node.name
+        slot, call = self.captured.slot(name, position), self.captured.calls.get(name, 0)
+        self.sizes.append(SizeUse(origin, labels, describe(self.node), slot, call))
 
 
 def batch_dim(value: torch.Tensor) -> int | None:

@@ -26,7 +26,7 @@ __all__ = ["trace"]
 
 def trace(
     model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...], *, ignore: Sequence[str] = (),
-    time_limit: float = 300.0,
+    time_limit: float = 300.0, rewrite: bool = True,
 ) -> UnitGraph:
     """Find the prunable units of ``model``: neurons, channels and heads, tied together where the network ties them.
 
@@ -36,6 +36,9 @@ def trace(
             batch.  Only shapes, dtypes and device matter; one sample is enough.
         ignore: module paths in which an operation without a rule pins what reaches it, instead of being an error.
         time_limit: seconds after which tracing is given up.
+        rewrite: sizes in the code of the model's own methods that would be wrong after pruning, such as
+            ``y.view(B, T, C)`` or a literal, may be replaced there by attributes; the pruned network's modules then are
+            of a subclass with the changed method.  ``print(graph)`` lists them.  If false, they pin the units.
 
     Returns:
         The :class:`UnitGraph`.  Layers that can't be pruned are listed in ``.pinned`` with the reason.
@@ -54,8 +57,7 @@ def trace(
     deadline = time.monotonic() + time_limit
     captured = capture(model, example, deadline)
     context = _propagate(model, captured, tuple(ignore), deadline)
-    components, attributes = resolve_sizes(context)
-    return build_units(model, context, components, attributes, Program(model, captured))
+    return build_units(model, context, resolve_sizes(context, rewrite), Program(model, captured))
 
 
 def _propagate(model: nn.Module, captured: Capture, ignore: tuple[str, ...], deadline: float) -> Context:

@@ -149,7 +149,7 @@ def _built(
     coupling.add_nodes_from(g.name for g in groups)
     costs = CostModel(tuple(g.name for g in groups), sizes, resources)
     pinned = tuple(Pinned(name, 1, reason) for name, reason in refused)
-    return UnitGraph(graph.model, tuple(groups), pinned, costs, {}, (), program, coupling, tuple(units))
+    return UnitGraph(graph.model, tuple(groups), pinned, costs, {}, (), program, coupling, coarse=tuple(units))
 
 
 def _module(branch: Branch) -> str:

@@ -18,9 +18,10 @@ from ..graph import UnitGraph
 from ..graph.attention_module import PrunableMultiheadAttention
 from ..records import Record, frozen_array, read_json
 from .hollow import hollow_out
+from .rewriting import SizeRewrite, apply_rewrites
 from .stub import Stub
 
-__all__ = ["AttributeRepair", "KeptUnits", "ModuleRemoval", "PrunePlan", "TensorCut", "ranges"]
+__all__ = ["AttributeRepair", "KeptUnits", "ModuleRemoval", "PrunePlan", "SizeRewrite", "TensorCut", "ranges"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,6 +82,7 @@ class PrunePlan(Record):
         groups: the kept units, for people.
         cuts: the kept indices of every tensor that shrinks, for :meth:`apply`.
         repairs: the integer attributes (``num_heads``, ``groups``, ...) that change with them.
+        rewrites: sizes in the code of methods that no attribute repairs; the plan says where, not what the code is.
         removals: the modules that leave as a whole, with coarse units (:func:`mipprune.coarsen`).
     """
 
@@ -88,6 +90,7 @@ class PrunePlan(Record):
     groups: tuple[KeptUnits, ...]
     cuts: tuple[TensorCut, ...]
     repairs: tuple[AttributeRepair, ...] = ()
+    rewrites: tuple[SizeRewrite, ...] = ()
     removals: tuple[ModuleRemoval, ...] = ()
 
     @classmethod
@@ -117,7 +120,8 @@ class PrunePlan(Record):
         changed = tuple(r for r in repairs if r.new != r.old)
         removals = tuple(ModuleRemoval(removal.module, removal.returns)
                          for unit, stays in zip(graph.coarse, kept.tolist()) if not stays for removal in unit.removals)
-        return cls(fingerprint(graph.model), groups, tuple(cuts), changed, removals)
+        rewrites = tuple(SizeRewrite.of(site, kept) for site in graph.rewrites) if cuts else ()
+        return cls(fingerprint(graph.model), groups, tuple(cuts), changed, rewrites, removals)
 
     @property
     def n_kept(self) -> int:
@@ -194,6 +198,7 @@ class PrunePlan(Record):
                         module._buffers[name] = cut[id(buffer)].contiguous()
         for repair in self.repairs:
             _set_attribute(small, repair)
+        apply_rewrites(small, self.rewrites)
         for module in small.modules():
             _repair_attributes(module)
             hollow_out(module)
