@@ -147,7 +147,8 @@ def _origins(
     """Where the integers of every node came from, and which node holds the result of every recorded call."""
     sizes: dict[str, list[Expression | None]] = {}
     results: dict[tuple[int, int | None], str] = {}
-    calls = {node: (node.meta.get("custom") or {}).get("call") for node in nodes}
+    calls = {node: (node.meta.get("custom") or {}).get("call") for node in nodes
+             if node.target is operator.getitem or node.meta.get("val") is not None}  # checks copy their input's notes
     made = collections.Counter(call for node, call in calls.items() if node.target is not operator.getitem)
     for node, call in calls.items():
         if call is None:

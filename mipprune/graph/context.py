@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from .capture import Capture, shape_at
-from .describe import describe, module_path
+from .describe import computed_weight_fix, describe, module_path
 from .labels import LabelSpace, Site
 from .sizes import AttributeSize, Expression, TensorSize, integers
 from .source import Slot
@@ -288,8 +288,7 @@ class Context:
             own = self.along(x, dim)  # a parameter that serves as data, such as learned queries
             columns = columns if own is None else own
         if weight.origin is None:
-            reason = "multiplied by a computed weight; if a parametrization computes it, " \
-                     "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first"
+            reason = self._computed_weight()
             self.pin(columns, reason)
             self.pin(weight.labels, reason)
             key = self.module, f"{reason} ({describe(self.node)})"
@@ -301,6 +300,20 @@ class Context:
         out = self.make(weight, w_out)
         self.cost(out, factor, columns)
         return out
+
+    def _computed_weight(self) -> str:
+        """Why this operation's weight, which isn't a parameter, pins what it reads and makes; and what to do."""
+        seen: set[fx.Node] = set()
+        todo = [a for a in self.node.all_input_nodes if isinstance(self.values.get(a.name), Value)
+                and batch_dim(a.meta["val"]) is None]
+        while todo:
+            node = todo.pop()
+            if node not in seen:
+                seen.add(node)
+                todo.extend(node.all_input_nodes)
+        names = [self.captured.tensors[n.name] for n in seen if n.name in self.captured.tensors]
+        fix = computed_weight_fix(sorted(names))
+        return f"multiplied by a computed weight{f'; call {fix} first' if fix else ''}"
 
     def make(self, weight: Value, dim: int) -> Labels:
         """Labels of dimension ``dim`` of ``weight``, noted as units that this operation produces."""

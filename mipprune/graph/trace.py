@@ -14,7 +14,7 @@ from ..errors import ModelStateError, TraceError
 from . import rules  # noqa: F401 - importing them registers them
 from .capture import Capture, capture, is_integer_node, shape_at
 from .context import Context, Value
-from .describe import describe
+from .describe import computed_weight_fix, describe
 from .labels import LabelSpace, Site
 from .program import Program
 from .registry import apply_rule
@@ -133,8 +133,10 @@ def _pin_unspoken_readers(context: Context) -> None:
                 continue
             for site in by_name.get(name, ()):
                 if site not in context.spoken.get(node.name, ()):
+                    beside = (name, *(f"{name.removesuffix('_orig')}{end}" for end in ("_u", "_mask")))
+                    fix = computed_weight_fix(n for n in beside if n in context.tensor_shapes)
                     context.space.pin(context.space.sites[site], f"{name!r} is also read in a way that needs all of "
-                                                                 f"its dimension {site[1]} ({describe(node)})")
+                                      f"its dimension {site[1]} ({describe(node)}){f'; call {fix} first' if fix else ''}")
 
 
 def _values(tree: Any) -> list[Value]:
