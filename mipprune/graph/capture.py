@@ -124,7 +124,8 @@ def capture(model: nn.Module, example: tuple[torch.Tensor, ...], deadline: float
         if isinstance(shape[0], int) or not shape[0].node.expr.free_symbols:
             raise TraceError(
                 f"the batch size is hard-coded (input {name!r} is specialised to {shape[0]} samples): in forward, "
-                f"use x.shape[0] or -1 instead of a number where the batch dimension is meant"
+                f"use x.shape[0] or -1 instead of a number (or of len(x), which is one) where the batch "
+                f"dimension is meant"
             )
     output_node = next(n for n in graph.nodes if n.op == "output")
     outputs = [n for n in output_node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]

@@ -203,6 +203,8 @@ class _Round:
             return
         if self.known.setdefault(attribute, form) != form and not self._rewritten(use):
             reason = f"attribute {attribute} would have to take two values after pruning (at {use.where})"
+            if attribute in self.rewrites.made.values():
+                reason = f"one place in the code serves widths that leave differently ({use.where})"
             self.fixed[attribute] = reason
             self.trouble += [(u.labels, reason) for u in self.sizes
                              if u.origin == attribute and not Form.of(u.labels, self.components).is_constant]

@@ -13,7 +13,7 @@ register_rule(*names(
     "arange", "eye", "linspace", "scalar_tensor", "tril", "triu", "tril_indices", "triu_indices", "one_hot", "diff",
     "bucketize", "searchsorted", "meshgrid", "isin", "diagonal", "nonzero", "masked_select", "item", "detach_copy",
     "_local_scalar_dense", "cdist", "outer", "scatter", "index_put", "index_add", "index_fill", "hann_window",
-    "bernoulli", "multinomial", "_weight_norm", "mv", "dot", "vdot",
+    "bernoulli", "multinomial", "_weight_norm", "bilinear", "mv", "dot", "vdot",
 ))(opaque)
 
 
