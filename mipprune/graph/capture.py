@@ -22,7 +22,7 @@ from torch.export.graph_signature import InputKind
 from ..errors import DataError, ModelStateError, TraceError
 from .describe import user_line
 from .functional import functionalise, inline_regions, mutated_argument
-from .sizes import AttributeSize, Expression, OutOfTime, Recorder, aligned, instrumented, same_integers
+from .sizes import AttributeSize, Expression, Origin, OutOfTime, Recorder, instrumented, integers
 from .source import CallSite, Slot
 
 __all__ = ["Capture", "capture", "is_integer_node", "shape_at"]
@@ -134,7 +134,7 @@ def capture(model: nn.Module, example: tuple[torch.Tensor, ...], deadline: float
     nodes = tuple(n for n in graph.nodes if n.op == "call_function")
     sizes, results = _origins(nodes, recorder)
     calls = {n.name: call for n in nodes if (call := (n.meta.get("custom") or {}).get("call")) is not None
-             and same_integers(n, recorder.arguments[call])}
+             and _same_integers(n, recorder.arguments[call])}
     types = {path: type(module) for path, module in model.named_modules()}
     methods = {site: getattr(types[site.module], site.method) for site in recorder.sites.values()
                if hasattr(types[site.module], site.method)}
@@ -155,7 +155,7 @@ def _origins(
         if call is None:
             continue
         alone = made[call] == 1 or recorder.names[call] == "__getitem__"
-        sizes[node.name] = aligned(node, recorder.arguments[call], alone)
+        sizes[node.name] = _aligned(node, recorder.arguments[call], alone)
         if node.target is operator.getitem:
             results[call, node.args[1]] = node.name  # type: ignore[index]
         else:
@@ -164,6 +164,30 @@ def _origins(
         if result not in results and before in results:
             results[result] = results[before]
     return sizes, results
+
+
+def _aligned(node: fx.Node, recorded: list[Origin], alone: bool) -> list[Expression | None]:
+    """Origin of every integer among the arguments of ``node``, in order; a plain int where nothing is known.
+
+    ``alone``: the recorded call made this node only, so that equal numbers in another order can be told apart.
+    """
+    values = [x if isinstance(x, int) else None for x in integers((node.args, node.kwargs), symbols=fx.Node)]
+    if _same_integers(node, recorded):
+        return [None if v is None else e for v, (_, e) in zip(values, recorded)]
+    if not alone:
+        return list(values)
+    out: list[Expression | None] = []
+    for value in values:  # another order of arguments: a value that has one origin only is still known
+        origins = {expression for v, expression in recorded if v == value}
+        out.append(None if value is None else origins.pop() if len(origins) == 1 else value)
+    return out
+
+
+def _same_integers(node: fx.Node, recorded: list[Origin]) -> bool:
+    """Whether the integers of ``node`` are the recorded ones, in the same order."""
+    values = [x if isinstance(x, int) else None for x in integers((node.args, node.kwargs), symbols=fx.Node)]
+    given = [value for value, _ in recorded]
+    return len(values) == len(given) and all(a == b or a is None or b is None for a, b in zip(values, given))
 
 
 def _try_run(model: nn.Module, example: tuple[torch.Tensor, ...]) -> None:

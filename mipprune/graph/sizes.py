@@ -26,8 +26,8 @@ from ..errors import TraceError
 from .attention_module import PrunableMultiheadAttention
 from .source import CallSite, call_site
 
-__all__ = ["AttributeSize", "Expression", "OutOfTime", "Recorder", "SizeProduct", "TensorSize", "aligned",
-           "instrumented", "integers", "same_integers"]
+__all__ = ["AttributeSize", "Expression", "Origin", "OutOfTime", "Recorder", "SizeProduct", "TensorSize",
+           "instrumented", "integers"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,30 +261,6 @@ def instrumented(model: nn.Module, recorder: Recorder) -> nn.Module:
 def _attribute(value: int, attribute: AttributeSize, recorder: Recorder) -> Size:
     recorder.attributes[attribute] = value
     return Size.make(value, attribute, recorder)
-
-
-def aligned(node: fx.Node, recorded: list[Origin], alone: bool) -> list[Expression | None]:
-    """Origin of every integer among the arguments of ``node``, in order; a plain int where nothing is known.
-
-    ``alone``: the recorded call made this node only, so that equal numbers in another order can be told apart.
-    """
-    values = [x if isinstance(x, int) else None for x in integers((node.args, node.kwargs), symbols=fx.Node)]
-    if same_integers(node, recorded):
-        return [None if v is None else e for v, (_, e) in zip(values, recorded)]
-    if not alone:
-        return list(values)
-    out: list[Expression | None] = []
-    for value in values:  # another order of arguments: a value that has one origin only is still known
-        origins = {expression for v, expression in recorded if v == value}
-        out.append(None if value is None else origins.pop() if len(origins) == 1 else value)
-    return out
-
-
-def same_integers(node: fx.Node, recorded: list[Origin]) -> bool:
-    """Whether the integers of ``node`` are the recorded ones, in the same order."""
-    values = [x if isinstance(x, int) else None for x in integers((node.args, node.kwargs), symbols=fx.Node)]
-    given = [value for value, _ in recorded]
-    return len(values) == len(given) and all(a == b or a is None or b is None for a, b in zip(values, given))
 
 
 def _origin(x: Any) -> Origin:

@@ -90,7 +90,7 @@ def _kind(x: Any) -> str | int:
 
 
 def method_source(function: Callable[..., Any]) -> tuple[ast.FunctionDef, str] | None:
-    """Syntax tree of a method, with its own line and column numbers, and a hash of its text; ``None`` without source."""
+    """Syntax tree of a method, with its line and column numbers, and a hash of its text; ``None`` without source."""
     code = function.__code__
     try:
         path = inspect.getsourcefile(code) or ""
@@ -203,7 +203,8 @@ def _compiled(function: Callable[..., Any], tree: ast.FunctionDef) -> types.Func
     )
     module = ast.fix_missing_locations(ast.Module(body=[factory], type_ignores=[]))
     scope: dict[str, Any] = {}
-    exec(compile(module, function.__code__.co_filename, "exec", dont_inherit=True), function.__globals__, scope)
+    compiled = compile(module, function.__code__.co_filename, "exec", dont_inherit=True)
+    exec(compiled, function.__globals__, scope)  # noqa: S102 - the method's own code, names of attributes aside
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     made: types.FunctionType = scope["_factory"](*cells)
     made.__defaults__, made.__kwdefaults__ = function.__defaults__, function.__kwdefaults__

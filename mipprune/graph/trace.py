@@ -135,8 +135,9 @@ def _pin_unspoken_readers(context: Context) -> None:
                 if site not in context.spoken.get(node.name, ()):
                     beside = (name, *(f"{name.removesuffix('_orig')}{end}" for end in ("_u", "_mask")))
                     fix = computed_weight_fix(n for n in beside if n in context.tensor_shapes)
-                    context.space.pin(context.space.sites[site], f"{name!r} is also read in a way that needs all of "
-                                      f"its dimension {site[1]} ({describe(node)}){f'; call {fix} first' if fix else ''}")
+                    reason = f"{name!r} is also read in a way that needs all of its dimension {site[1]}"
+                    what = f"; call {fix} first" if fix else ""
+                    context.space.pin(context.space.sites[site], f"{reason} ({describe(node)}){what}")
 
 
 def _values(tree: Any) -> list[Value]:

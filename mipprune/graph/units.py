@@ -16,9 +16,10 @@ from ..errors import UnknownLayerError
 from .branches import CoarseUnit
 from .context import Context, Value
 from .counting import CostCounter
+from .forms import AttributeForm
 from .labels import Components, Site
 from .program import Program
-from .resolve import AttributeForm, Resolved
+from .resolve import Resolved
 from .source import Slot
 
 __all__ = ["AttributeSite", "Pinned", "RewriteSite", "UnitGraph", "UnitGroup", "build_units"]

@@ -14,8 +14,8 @@ from ..costs import BilinearCost, Cost, CostModel
 from ..errors import ConfigError, TraceError
 from ..graph import Pinned, Program, UnitGraph, UnitGroup
 from ..graph.branches import Branch, CoarseUnit, find_branches
-from ..graph.context import MaskEdge, batch_dim
 from ..graph.stubs import watch_returns
+from ..graph.values import MaskEdge, batch_dim
 from .trial import Trial
 
 __all__ = ["COARSE", "coarsen"]

@@ -52,7 +52,8 @@ def allow_empty(graph: UnitGraph, example_input: torch.Tensor | tuple[torch.Tens
         if (reason := dry.fails(number)) is not None:
             chosen.remove(number)
             reasons[number] = reason
-    return _with_fewest(graph, set(_together(_with_fewest(graph, set(chosen), {}), [], chosen, example, reasons)), reasons)
+    chosen = _together(_with_fewest(graph, set(chosen), {}), [], chosen, example, reasons)
+    return _with_fewest(graph, set(chosen), reasons)
 
 
 def _together(

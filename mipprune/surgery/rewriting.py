@@ -92,8 +92,8 @@ def _check(module: nn.Module, rewrite: SizeRewrite) -> None:
 
 
 def _subclass(kind: type[nn.Module], slots: dict[str, dict[Slot, str]]) -> type[nn.Module]:
-    """A subclass of ``kind`` under its name whose methods read attributes at ``slots``; it can be pickled and copied."""
-    members: dict[str, Any] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    """A subclass of ``kind`` with its name whose methods read attributes at ``slots``; it can be pickled and copied."""
+    members: dict[str, Any] = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     for method, own in slots.items():
         members[method] = rewritten_method(getattr(kind, method), own)
     members["__reduce_ex__"] = _reduced(kind, slots)
@@ -102,7 +102,7 @@ def _subclass(kind: type[nn.Module], slots: dict[str, dict[Slot, str]]) -> type[
 
 def _reduced(kind: type[nn.Module], slots: dict[str, dict[Slot, str]]) -> Callable[[nn.Module, int], Any]:
     def __reduce_ex__(self: nn.Module, protocol: int) -> Any:
-        return _rebuilt, (kind, slots), self.__getstate__()  # type: ignore[attr-defined]
+        return _rebuilt, (kind, slots), self.__getstate__()
 
     return __reduce_ex__
 

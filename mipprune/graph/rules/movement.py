@@ -91,8 +91,9 @@ def _preferred(c: Context, before: Labels, after: Labels, sizes_at: int | None) 
 
 _PASSING = {
     "permute", "transpose", "unbind", "getitem", "select", "chunk", "split", "slice", "squeeze", "unsqueeze", "add",
-    "mul", "neg", "cat", "sub", "stack", "repeat", "repeat_interleave", "view_as_complex", "view_as_real", "contiguous", "clone", "expand", "reshape", "view", "to", "_to_copy", "movedim", "div",
+    "mul", "neg", "cat", "contiguous", "clone", "expand", "reshape", "view", "to", "_to_copy", "movedim", "div",
     "_unsafe_view", "flatten", "layer_norm", "rms_norm", "pow", "mean", "rsqrt", "float", "type_as",
+    "sub", "stack", "repeat", "repeat_interleave", "view_as_complex", "view_as_real",
 }
 
 
