@@ -131,7 +131,9 @@ class _Sweep:
         self.last = {a.name: n.name for n in dense.order for a in n.all_input_nodes}
 
     def visit(self, node: fx.Node) -> None:
-        if self._untouched(node):
+        if node.name in self.cut.dead:
+            pass
+        elif self._untouched(node):
             self.as_dense.add(node.name)
         elif node.name in self.dense.layers:
             self._refit(self.dense.layers[node.name])
@@ -163,7 +165,8 @@ class _Sweep:
         if len(weight) == 0:
             return  # it makes nothing
         norm = _Norm(layer, self.cut) if layer.norm is not None else None
-        towards_sum = layer.total is not None and layer.other.name in self.envs[0]  # type: ignore[union-attr]
+        known = self.cut.dead | set(self.envs[0])
+        towards_sum = layer.total is not None and layer.other.name in known  # type: ignore[union-attr]
         moments = self._moments(layer, norm, towards_sum)
         if weight.numel() == 0:  # it reads nothing: its bias, or the norm behind it, takes the target's mean
             mean = moments.t.flatten()
@@ -198,7 +201,7 @@ class _Sweep:
             t = layer.on_grid(t, grid)
             if index is not None:
                 t = t.index_select(layer.channel_dim, index)
-            if towards_sum:
+            if towards_sum and layer.other.name not in self.cut.dead:  # type: ignore[union-attr]
                 t = t - layer.on_grid(env[layer.other.name], grid)  # type: ignore[union-attr]
             t = layer.outputs(t, 1 if x is None else len(x))
             x = t.new_zeros(1, 0, t.shape[2]) if x is None else x
