@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from ..errors import BudgetError, InfeasibleError
 from ..graph import UnitGraph
-from .gap import GapBound, NeuronGap, neuron_gap
+from ..records import frozen_array
+from .gap import GapBound, NeuronGap, backward_gains, gap_of_values, keep_probabilities, network_and_data
+from .layered import layered_neuron_gap
 from .tails import bernstein
 from .weights import WeightMasks
 
@@ -17,16 +20,43 @@ __all__ = ["keep_for", "random_pruning", "width_for"]
 
 
 def random_pruning(
-    model: nn.Module | UnitGraph, data: Any, *, keep: float, delta: float = 0.05, what: str = "neurons"
+    model: nn.Module | UnitGraph, data: Any, *, keep: float | np.ndarray, delta: float = 0.05, what: str = "neurons"
 ) -> GapBound:
     """Bound that holds with probability 1 - ``delta`` when each neuron (T5) or weight (T6, divided by ``keep`` if it
-    stays) is kept independently with probability ``keep``.  ``what``: ``"neurons"`` or ``"weights"``.
+    stays) is kept independently with probability ``keep``.
+
+    T5 is the smaller of two: the tail of T1's linear bound (:meth:`NeuronGap.random`), and the moments of the vectors
+    that the units contribute (:func:`~mipprune.bounds.layered.layered_neuron_gap`), which is the tighter one but for
+    keep rates near 1.  T6: :meth:`WeightMasks.rescaled`.
+
+    Args:
+        data: anything :func:`mipprune.prune` takes.
+        keep: from 0 to 1, for neurons also one number per unit, (n,); above 0 for weights.
+        what: ``"neurons"`` or ``"weights"``.
+
+    Raises:
+        BudgetError: arguments out of range.
+        TraceError: an operation that is neither affine nor ReLU nor max pooling.
+        DataError: data that don't fit.
     """
-    if what == "neurons":
-        return neuron_gap(model, data).random(keep, delta)
     if what == "weights":
+        if not isinstance(keep, (int, float)):
+            raise BudgetError("keep: weights have one keep probability for all")
         return WeightMasks(model, data).rescaled(keep, delta)
-    raise BudgetError(f"what must be 'neurons' or 'weights', got {what!r}")
+    if what != "neurons":
+        raise BudgetError(f"what must be 'neurons' or 'weights', got {what!r}")
+    graph, network, x = network_and_data(model, data)
+    values, (gains, paths) = network.values(x), backward_gains(network)
+    plain = gap_of_values(graph, network, values, gains, paths).random(keep, delta)
+    p, lg, n = keep_probabilities(keep, network.n_units), math.log(1 / delta), len(x)
+    each, rms, largest = (
+        layered_neuron_gap(network, gains, values, p, term, stacked)
+        for term, stacked in ((lg, False), (lg, True), (lg + math.log(n), False))
+    )
+    mean = min(plain.rms, float(rms[0]))
+    # the largest of n gaps is at most root n times their root mean square
+    worst = min(plain.worst, float(largest.max()), math.sqrt(n) * mean)
+    return GapBound("T5", frozen_array(np.minimum(plain.values, each)), mean, worst, {}, delta)
 
 
 def keep_for(gap: NeuronGap, eps: float, delta: float, tolerance: float = 1e-4) -> float:

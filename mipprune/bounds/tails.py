@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -14,10 +15,13 @@ __all__ = ["TAILS", "bernstein", "sum_bound"]
 TAILS = ("hoeffding", "bernstein", "chernoff", "best")
 
 
-def bernstein(variance: float, largest: float, log_term: float) -> float:
-    """The t with ``t^2 / (2 variance + 2 largest t / 3) = log_term``."""
+Number = TypeVar("Number", float, np.ndarray)
+
+
+def bernstein(variance: Number, largest: Number, log_term: float) -> Number:
+    """The t with ``t^2 / (2 variance + 2 largest t / 3) = log_term``; entry by entry for arrays."""
     a = largest * log_term / 3
-    return a + math.sqrt(a * a + 2 * variance * log_term)
+    return a + np.sqrt(a * a + 2 * variance * log_term)
 
 
 def sum_bound(c: np.ndarray, q: np.ndarray, delta: float, tail: str = "best") -> float:

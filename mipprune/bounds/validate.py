@@ -15,6 +15,7 @@ from ..game import as_data
 from ..game.data import read_data
 from ..graph import UnitGraph, trace
 from ..records import Record
+from .api import random_pruning
 from .gap import NeuronGap, neuron_gap
 from .weights import Masks, WeightMasks, magnitude_masks
 
@@ -77,7 +78,7 @@ def validate_neurons(
     quadratic = gap.quadratic(masks)
     rms = np.sqrt((real**2).mean(1))
     slack = 1e-9 * (1 + linear.max(initial=0.0))  # rounding of two float64 forward passes
-    random = gap.random(keep, delta)
+    random = random_pruning(model, data, keep=keep, delta=delta)
     within = real <= random.values
     some = rms > slack
     usual = np.quantile(real, 1 - delta, axis=0)
