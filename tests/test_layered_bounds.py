@@ -32,13 +32,22 @@ def _grouped() -> nn.Module:
     )
 
 
+def _even() -> nn.Module:
+    """Equal weights on equal inputs: a convolution's taps add up."""
+    model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(), nn.Conv2d(1, 1, 3, bias=False), nn.Flatten())
+    for p in model.parameters():
+        nn.init.ones_(p)
+    return model
+
+
 CASES = {c.name: c for c in (*GAP_CASES, NetworkCase("grouped", _grouped, (2, 6, 6), (4, 3)))}
+EVEN = NetworkCase("even", _even, (1, 6, 6), (1,))
 UNTIED = [name for name in CASES if name != "tied"]
 
 
 def _masks(name: str, n: int = 3) -> tuple[WeightMasks, torch.Tensor]:
-    case: NetworkCase = CASES[name]
-    x = case.inputs(n)
+    case = EVEN if name == "even" else CASES[name]
+    x = case.inputs(n) if name != "even" else torch.ones(n, 1, 6, 6)
     return WeightMasks(case.build(), (x, torch.zeros(n))), x
 
 
@@ -59,29 +68,31 @@ def _effects(found: WeightMasks, value: int, g: np.ndarray) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("name", ["mlp", "pooled", "grouped"])
+@pytest.mark.parametrize("name", ["mlp", "pooled", "grouped", "even"])
 def test_what_the_tails_are_told_about_weights_is_true(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """For the dense input, and for inputs that are off by any e with |e| <= x: random ones and the layer's worst."""
     found, _ = _masks(name, 2)
-    told: list[dict[str, Any]] = []
+    told: list[tuple[dict[str, Any], np.ndarray]] = []
     real = layered._tail
 
     def record(**given: Any) -> np.ndarray:
-        told.append(given)
-        return real(**given)
+        told.append((given, real(**given)))
+        return told[-1][1]
 
     monkeypatch.setattr(layered, "_tail", record)
     keep = 0.7
     layered_gap(found.network, found.layers, found.weights, _lengths(found), keep, 2.0)
     rng = np.random.default_rng(0)
-    for (value, _), given in zip(found.layers.items(), told, strict=True):
+    x, before = np.zeros(2), 0
+    for (value, _), (given, after) in zip(found.layers.items(), told, strict=True):
         node = found.network.node_of(value)
         assert isinstance(node, Affine)
+        for between in range(before + 1, value):  # chains: what is carried from one layer to the next
+            x = x * node_norms(found.network.node_of(between))[0]
         matrix, h = node.matrices[0].toarray(), found.values[node.sources[0]]
-        x = np.broadcast_to(given["fixed"] / node_norms(node)[0], 2)
         worst = np.linalg.svd(matrix)[2][0]
         single = np.eye(len(worst))[np.square(matrix).sum(0).argmax()]
-        for k, e in itertools.product(range(2), (worst, -worst, single, rng.normal(size=len(worst)))):
+        for k, e in ((k, e) for k in range(2) for e in (worst, -worst, single, h[k], rng.normal(size=len(worst)))):
             e = e * (x[k] / float(np.linalg.norm(e)))
             effects = _effects(found, value, h[k] + e)
             assert np.linalg.norm(matrix @ e) <= given["fixed"][k % len(given["fixed"])] * (1 + 1e-9)
@@ -91,9 +102,10 @@ def test_what_the_tails_are_told_about_weights_is_true(name: str, monkeypatch: p
             assert norm / keep <= given["spread"][k] * (1 + 1e-9)
             assert (1 - keep) / keep * norm**2 <= given["weak"][k] * (1 + 1e-9)
             assert np.linalg.norm(effects, axis=0).max() * max(1.0, 1 / keep - 1) <= given["longest"][k] * (1 + 1e-9)
-            if not x.any():  # the first layer: nothing is lost but in a convolution's spread
+            if not before:  # the first layer: nothing is lost but in a convolution's spread
                 assert math.sqrt(variance) == pytest.approx(given["noise"][k])
-                assert norm / keep == pytest.approx(given["spread"][k]) or name != "mlp"
+                assert norm / keep == pytest.approx(given["spread"][k]) or name not in ("mlp", "even")
+        x, before = after, value
 
 
 @pytest.mark.parametrize("name", UNTIED)
@@ -148,6 +160,39 @@ def test_the_spread_of_units_is_the_norm_of_what_they_contribute(stacked: bool) 
     norms = [np.linalg.norm(np.concatenate(vectors), 2) / math.sqrt(5)] if stacked else [
         np.linalg.norm(v, 2) for v in vectors]
     np.testing.assert_allclose(spread, norms, rtol=1e-8)
+
+
+def test_a_unit_that_is_read_twice_counts_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(6, 3)
+            self.c.load_state_dict(self.b.state_dict())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.a(x))
+            return self.b(x) + self.c(x)
+
+    torch.manual_seed(0)
+    model, x = Twice().eval(), torch.randn(3, 4)
+    _, network, flat = network_and_data(model, (x, torch.zeros(3)))
+    values, gains = network.values(flat), backward_gains(network)[0]
+    low, high = (layered_neuron_gap(network, gains, values, np.full(6, 0.5), t, False) for t in (0.0, 2.0))
+    hidden, weight = torch.relu(model.a(x)).detach().double().numpy(), model.b.weight.detach().double().numpy()
+    norms = [np.linalg.norm(weight * h, 2) for h in hidden]
+    np.testing.assert_allclose((high - low) / 2, 2 * np.array(norms), rtol=1e-6)
+
+
+def test_tails_solve_their_equations() -> None:
+    fixed, noise, spread, weak, longest, lg = 0.7, 1.3, 0.9, 0.4, 0.2, 3.0
+    convex, hilbert, supremum = layered._tails(fixed, noise, spread, weak, longest, lg)
+    t = convex - math.hypot(fixed, noise)
+    assert t**2 / (2 * spread**2) == pytest.approx(lg)
+    t = hilbert - fixed
+    assert math.log(2) - t**2 / (2 * noise**2 + 2 * longest * t / 3) == pytest.approx(-lg)
+    t = supremum - fixed - noise
+    assert t**2 / (2 * (weak + 2 * longest * noise) + 3 * longest * t) == pytest.approx(lg)
+    assert layered._tail(fixed, noise, spread, weak, longest, lg) == min(convex, hilbert, supremum)
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.9, 0.99])
