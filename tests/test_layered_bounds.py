@@ -92,8 +92,9 @@ def test_what_the_tails_are_told_about_weights_is_true(name: str, monkeypatch: p
         matrix, h = node.matrices[0].toarray(), found.values[node.sources[0]]
         worst = np.linalg.svd(matrix)[2][0]
         single = np.eye(len(worst))[np.square(matrix).sum(0).argmax()]
-        for k, e in ((k, e) for k in range(2) for e in (worst, -worst, single, h[k], rng.normal(size=len(worst)))):
-            e = e * (x[k] / float(np.linalg.norm(e)))
+        for k, which in itertools.product(range(2), range(5)):
+            e = (worst, -worst, single, h[k], rng.normal(size=len(worst)))[which]
+            e = e * (x[k] / max(float(np.linalg.norm(e)), 1e-300))
             effects = _effects(found, value, h[k] + e)
             assert np.linalg.norm(matrix @ e) <= given["fixed"][k % len(given["fixed"])] * (1 + 1e-9)
             variance = (1 - keep) / keep * (effects**2).sum()

@@ -4,6 +4,7 @@ from .api import solve
 from .certificate import Certificate, load_certificate, save_certificate
 from .certificate_check import CertificateReport, check_certificate
 from .certificate_search import certify
+from .certified import CertifiedChoice, certified_predictions
 from .components import solve_by_components
 from .curve import SizeCurve, size_curve, size_curves
 from .export import export_problem
@@ -18,6 +19,7 @@ from .storage import load_problem, save_problem
 
 __all__ = [
     "Certificate",
+    "CertifiedChoice",
     "CertificateReport",
     "Evaluation",
     "LinearMip",
@@ -28,6 +30,7 @@ __all__ = [
     "Recombination",
     "SizeCurve",
     "Solution",
+    "certified_predictions",
     "certify",
     "check_certificate",
     "export_problem",
