@@ -18,7 +18,7 @@ from torch import nn
 import mipprune as mp
 from mipprune.curvature import hessian_top_eigenvalues
 from mipprune.testing.cases import NETWORKS
-from mipprune.train import CubicSchedule, TrainAndPruneReport, joint, train_and_prune
+from mipprune.train import CubicSchedule, TrainAndPruneReport, loop, train_and_prune
 from mipprune.train.state import TrainingState
 
 Data = tuple[torch.Tensor, torch.Tensor]
@@ -115,7 +115,7 @@ def test_a_resumed_run_ends_in_the_same_bits(stop: int, tmp_path: Path, monkeypa
     options = {**FAST, "budget": mp.Units(0.5), "flatness": 0.05, "seed": 3}
     whole = train_and_prune(model, data, **options)
     path = tmp_path / "run.safetensors"
-    calls, original = [0], joint._Run._step
+    calls, original = [0], loop.TrainingRun._step
 
     def step(self: Any, *args: Any) -> tuple[float, float]:
         calls[0] += 1
@@ -124,7 +124,7 @@ def test_a_resumed_run_ends_in_the_same_bits(stop: int, tmp_path: Path, monkeypa
         return original(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(joint._Run, "_step", step)
+        patch.setattr(loop.TrainingRun, "_step", step)
         part = train_and_prune(model, data, checkpoint=path, **options)
     assert part.report.termination == "interrupted"
     assert len(part.report.losses) == stop
@@ -176,7 +176,7 @@ def test_sharpness_aware_step_is_that_of_the_neighbour() -> None:
     expected = torch.autograd.grad(nn.functional.cross_entropy(moved(x), y), list(moved.parameters()))
     graph = mp.trace(model, x[:1])
     data = mp.game.as_data((x, y), graph)
-    run = joint._Run(graph, data, data, {}, mp.train.FlatnessPenalty(0.0), {}, 1, 1.0, 0.3, 96, (), 1, "highs", 0)
+    run = loop.TrainingRun(graph, data, data, {}, mp.train.FlatnessPenalty(0.0), {}, 1, 1.0, 0.3, 96, (), 1, "highs", 0)
     state = TrainingState(model, Recorder(model.parameters(), lr=1.0), np.ones(graph.n_units, dtype=bool))
     run._step(state, data, torch.zeros(len(x), 1))
     for found, wanted in zip(seen, [*expected, *start], strict=True):
