@@ -13,7 +13,7 @@ from ..graph import UnitGraph
 from ..records import frozen_array
 from .gap import GapBound, NeuronGap, backward_gains, gap_of_values, keep_probabilities, network_and_data
 from .layered import layered_neuron_gap
-from .tails import bernstein
+from .tails import bernstein, probability
 from .weights import WeightMasks
 
 __all__ = ["keep_for", "random_pruning", "width_for"]
@@ -40,7 +40,7 @@ def random_pruning(
         DataError: data that don't fit.
     """
     if what == "weights":
-        if not isinstance(keep, (int, float)):
+        if isinstance(keep, np.ndarray):
             raise BudgetError("keep: weights have one keep probability for all")
         return WeightMasks(model, data).rescaled(keep, delta)
     if what != "neurons":
@@ -64,8 +64,11 @@ def keep_for(gap: NeuronGap, eps: float, delta: float, tolerance: float = 1e-4) 
     ``eps``.  What is returned meets it.
 
     Raises:
+        BudgetError: an eps below 0, a tolerance outside (0, 1).
         InfeasibleError: even a keep rate within ``tolerance`` of 1 doesn't.
     """
+    if not eps >= 0 or not 0 < tolerance < 1:
+        raise BudgetError(f"expected eps of at least 0 and a tolerance between 0 and 1, got {eps} and {tolerance}")
     low, high = 0.0, 1.0 - tolerance
     nearest = gap.random(high, delta).rms
     if nearest > eps:
@@ -94,8 +97,10 @@ def width_for(
         BudgetError: arguments out of range.
         InfeasibleError: no width up to ``largest``.
     """
-    if not (eps > 0 and 0 < delta < 1 and depth >= 1 and 0 < exponent < 1 and scale > 0):
-        raise BudgetError("expected eps, scale > 0, delta and exponent between 0 and 1, depth at least 1")
+    delta = probability("delta", delta)
+    if not (eps > 0 and isinstance(depth, int) and depth >= 1 and 0 < exponent < 1 and scale > 0):
+        raise BudgetError("expected eps and scale above 0, an exponent between 0 and 1, and a whole depth of at least "
+                          f"1; got {eps}, {scale}, {exponent} and {depth}")
     if rule not in ("magnitude", "random"):
         raise BudgetError(f"rule must be 'magnitude' or 'random', got {rule!r}")
     d = 2

@@ -120,7 +120,10 @@ class NeuronGap(Record):
 
 def keep_probabilities(keep: float | np.ndarray, n: int) -> np.ndarray:
     """``keep`` for every one of n units: float64 (n,)."""
-    given = np.asarray(keep, dtype=np.float64)
+    try:
+        given = np.asarray(keep, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise BudgetError(f"keep: expected probabilities from 0 to 1, got {keep!r}") from None
     if given.shape not in ((), (n,)):
         raise BudgetError(f"keep: expected one probability or {n}, one per unit, got shape {given.shape}")
     if not ((given >= 0) & (given <= 1)).all():

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from numbers import Real
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
 from ..errors import BudgetError
 
-__all__ = ["TAILS", "bernstein", "sum_bound"]
+__all__ = ["TAILS", "bernstein", "probability", "sum_bound"]
 
 TAILS = ("hoeffding", "bernstein", "chernoff", "best")
 
 
 Number = TypeVar("Number", float, np.ndarray)
+
+
+def probability(name: str, value: Any, least: str = "above") -> float:
+    """``value`` as a number between 0 and 1.  ``least``: ``"above"`` 0 and below 1, or ``"keep"``: above 0, up to 1.
+
+    Raises:
+        BudgetError: anything else, by ``name``.
+    """
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if least == "keep" and not (number and 0 < value <= 1):
+        raise BudgetError(f"{name}: expected a probability above 0 and up to 1, got {value!r}")
+    if least == "above" and not (number and 0 < value < 1):
+        raise BudgetError(f"{name}: expected a probability between 0 and 1, got {value!r}")
+    return float(value)
 
 
 def bernstein(variance: Number, largest: Number, log_term: float) -> Number:
@@ -38,8 +53,7 @@ def sum_bound(c: np.ndarray, q: np.ndarray, delta: float, tail: str = "best") ->
     Raises:
         BudgetError: a delta outside (0, 1), an unknown tail.
     """
-    if not 0 < delta < 1:
-        raise BudgetError(f"delta: expected a probability between 0 and 1, got {delta}")
+    delta = probability("delta", delta)
     if tail not in TAILS:
         raise BudgetError(f"tail must be one of {', '.join(TAILS)}, got {tail!r}")
     lg, mean = math.log(1 / delta), float(c @ q)

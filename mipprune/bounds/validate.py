@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..errors import BudgetError
 from ..game import as_data
-from ..game.data import read_data
 from ..graph import UnitGraph, trace
 from ..records import Record
 from .api import random_pruning
-from .gap import NeuronGap, neuron_gap
+from .gap import NeuronGap, keep_probabilities, network_and_data, neuron_gap
+from .tails import probability
 from .weights import Masks, WeightMasks, magnitude_masks
 
 __all__ = ["Validation", "WeightValidation", "measured_gaps", "measured_weight_gaps", "validate_neurons",
@@ -67,10 +68,20 @@ def validate_neurons(
     model: nn.Module | UnitGraph, data: Any, *, keep: float = 0.8, delta: float = 0.05, n_masks: int = 1000,
     seed: int = 0, gap: NeuronGap | None = None,
 ) -> Validation:
-    """Random masks that keep each unit with probability ``keep``, measured against T1, T2 and T5 of ``neuron_gap``."""
-    if not isinstance(model, UnitGraph):
-        model = trace(model, tuple(x[:1] for x in read_data(data, model).inputs))
+    """Random masks that keep each unit with probability ``keep``, measured against T1, T2 and T5 of ``neuron_gap``.
+
+    Args:
+        keep: from 0 to 1; delta: of T5.
+        n_masks: at least 1; ``n_masks`` times N forward passes in float64.
+        gap: what :func:`~mipprune.bounds.neuron_gap` found before, if it did.
+
+    Raises:
+        BudgetError: a keep or delta out of range, no mask.
+    """
+    _check_masks(n_masks)
+    model, _, _ = network_and_data(model, data)
     samples = as_data(data, model)
+    keep_probabilities(keep, model.n_units)
     gap = neuron_gap(model, data) if gap is None else gap
     masks = np.random.default_rng(seed).random((n_masks, model.n_units)) < keep
     real = measured_gaps(model, samples.inputs[0], masks)
@@ -145,8 +156,11 @@ def validate_weights(
     ``n_masks`` times the norms of the pruned layers, O(n^3) each, for T4.
 
     Raises:
-        BudgetError: a keep or delta out of range.
+        BudgetError: a keep or delta out of range, no mask.
     """
+    _check_masks(n_masks)
+    probability("keep", keep, "keep")
+    probability("delta", delta)
     found = WeightMasks(model, data)
     inputs = as_data(data, found.graph).inputs[0]
     rescaled = found.rescaled(keep, delta)
@@ -176,6 +190,11 @@ def validate_weights(
         loose_magnitude=_median(values[1, 0][some_magnitude], real[0][some_magnitude]),
         loose_rescaled=_median(rescaled.values[usual > slack], usual[usual > slack]),
     )
+
+
+def _check_masks(n_masks: int) -> None:
+    if not isinstance(n_masks, int) or n_masks < 1:
+        raise BudgetError(f"n_masks: expected a whole number of at least 1, got {n_masks!r}")
 
 
 def _median(bound: np.ndarray, measured: np.ndarray) -> float:

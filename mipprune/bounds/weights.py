@@ -19,7 +19,7 @@ from .gap import GapBound, backward_gains, network_and_data
 from .layered import layered_gap
 from .network import Affine, Layer, PiecewiseLinear
 from .norms import node_norms
-from .tails import bernstein
+from .tails import bernstein, probability
 
 __all__ = ["WeightMasks", "magnitude_masks", "magnitude_pruning", "removed_norm", "weight_gap"]
 
@@ -120,10 +120,7 @@ class WeightMasks:
         Raises:
             BudgetError: a keep outside (0, 1], a delta outside (0, 1).
         """
-        if not 0 < keep <= 1:
-            raise BudgetError(f"keep: expected a probability above 0 and up to 1, got {keep}")
-        if not 0 < delta < 1:
-            raise BudgetError(f"delta: expected a probability between 0 and 1, got {delta}")
+        keep, delta = probability("keep", keep, "keep"), probability("delta", delta)
         each = {value: self._placed(layer, self.values[self.network.node_of(value).sources[0]])
                 for value, layer in self.layers.items()}
         if len(self.weights) < len(self.layers):
@@ -185,8 +182,7 @@ class WeightMasks:
 
 def magnitude_masks(weights: Mapping[str, np.ndarray], keep: float, scope: str = "layer") -> dict[str, np.ndarray]:
     """Masks (True = kept) of the largest ``keep`` share of each layer's weights, or of all layers together."""
-    if not 0 < keep <= 1:
-        raise BudgetError(f"keep: expected a share above 0 and up to 1, got {keep}")
+    keep = probability("keep", keep, "keep")
     if scope not in ("layer", "global"):
         raise BudgetError(f"scope must be 'layer' or 'global', got {scope!r}")
     pools = [list(weights)] if scope == "global" else [[name] for name in weights]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -16,8 +17,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..costs import CostModel
-from ..errors import BudgetError, ConfigError, InfeasibleError
-from ..game.data import LabelledData, as_data, read_data
+from ..errors import BudgetError, ConfigError, InfeasibleError, ModelStateError
+from ..game.data import LabelledData, as_data, check_samples, read_data
 from ..graph import UnitGraph, trace
 from .flatness import FlatnessPenalty
 from .loop import TrainingRun
@@ -92,17 +93,25 @@ def train_and_prune(
     Raises:
         BudgetError, InfeasibleError: the budget can't be read, or not be met.
         ConfigError: an option out of range.
-        ModelStateError: the loss stopped being finite.
+        ModelStateError: the loss stopped being finite, or all parameters are frozen.
         DataError, TraceError: as their texts say; also a checkpoint of another run.
     """
     began, pin = time.monotonic(), tuple(pin)
-    if epochs < 1 or not lr > 0 or batch_size < 2 or weight_decay < 0 or sharpness_aware < 0 or min_keep < 1:
-        raise ConfigError("train_and_prune needs epochs >= 1, lr > 0, batch_size >= 2, min_keep >= 1, and weight_decay "
-                          "and sharpness_aware not below 0")
+    _check_options(
+        {"epochs": (epochs, 1), "batch_size": (batch_size, 2), "min_keep": (min_keep, 1), "seed": (seed, 0),
+         "selection_samples": (selection_samples, 1)},
+        {"lr": lr, "weight_decay": weight_decay, "sharpness_aware": sharpness_aware},
+    )
+    if schedule is not None and not isinstance(schedule, CubicSchedule):
+        raise ConfigError(f"schedule: expected a CubicSchedule, got {schedule!r}")
     penalty = FlatnessPenalty(flatness, threshold, aggregate=aggregate)
     schedule = schedule or CubicSchedule()
     dense = copy.deepcopy(model).eval()
-    samples = read_data(data, dense)
+    samples = read_data(data, dense, "training data")
+    check_samples(samples, "training data")
+    if not any(p.requires_grad for p in dense.parameters()):
+        raise ModelStateError(f"{type(model).__name__} has no parameter that requires a gradient, nothing can be "
+                              f"trained; unfreeze with requires_grad_(), or use mipprune.prune")
     graph = trace(dense, tuple(x[:1] for x in samples.inputs))
     samples = as_data(samples, graph, "training data")
     samples, held = _split(samples, holdout, graph, seed)
@@ -139,6 +148,17 @@ def train_and_prune(
     finally:
         bar.close()
     return run.finish(state, held, termination, weight_decay, began)
+
+
+def _check_options(whole: dict[str, tuple[Any, int]], real: dict[str, Any]) -> None:
+    for name, (value, least) in whole.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"train_and_prune: {name} must be a whole number of at least {least}, got {value!r}")
+    for name, value in real.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise ConfigError(f"train_and_prune: {name} must be a number of at least 0, got {value!r}")
+    if not real["lr"] > 0:
+        raise ConfigError(f"train_and_prune: lr must be above 0, got {real['lr']}")
 
 
 def _split(samples: LabelledData, holdout: Any, graph: UnitGraph, seed: int) -> tuple[LabelledData, LabelledData]:
