@@ -29,7 +29,7 @@ class GapBound(Record):
     """An upper bound on ``|f_pruned(x) - f(x)|`` (Euclidean, in output units) for N samples.
 
     Attributes:
-        theorem: "T1" to "T6", as in docs/bounds.md.
+        theorem: "T1" to "T6", as in docs/bounds.md, or "sampled".
         values: float64 (N,).
         rms: bound on the root mean square gap of the N samples.
         terms: what each layer adds to the mean of ``values`` (empty where a tail is added over all layers).
