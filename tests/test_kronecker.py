@@ -277,7 +277,7 @@ def test_errors_say_what_to_do() -> None:
         kfac_factors(model, data)
     with torch.no_grad():
         model[0].weight[0, 0] = 0.0
-        model[2].weight.fill_(1e200)
+        list(probed_layers(model).values())[1].weight.fill_(1e200)
     with pytest.raises(mp.errors.ModelStateError, match="aren't finite"):
         kfac_factors(model, data)
 
