@@ -25,7 +25,20 @@ def neuron_gap_on_ball(model: nn.Module | UnitGraph, example: Any, norm: float) 
 
     Norms of values are carried forward (``|W| |h| + |b|``; ReLU, gates and pooling as in :func:`backward_gains`), and
     beside them a bound on each entry's size, ``min(|W_i| n + |b_i|, |W_i| a + |b_i|)`` from the norm n and the entries'
-    bounds a of what it reads.  They take the place of h in T1.
+    bounds a of what it reads.  They take the place of h in T1.  O(weights x outputs), and a norm for each unit.
+
+    Args:
+        example: input tensors for the tracer (not looked at if ``model`` is a traced graph): only shapes matter.
+        norm: r, in input units, at least 0.
+
+    Returns:
+        :class:`NeuronGap` with coefficients of shape (1, n), no factors and no margins: ``deterministic``, ``random``
+        and :class:`mipprune.surrogates.WorstRow` take it, what speaks about samples doesn't.
+
+    Raises:
+        BudgetError: a norm that is negative or not finite.
+        TraceError: an operation that is neither affine nor ReLU nor max pooling.
+        ModelStateError: a weight that isn't finite.
     """
     if not (norm >= 0 and math.isfinite(norm)):
         raise BudgetError(f"norm: expected a number of at least 0, got {norm}")

@@ -49,7 +49,10 @@ class Validation(Record):
 
 @torch.no_grad()
 def measured_gaps(graph: UnitGraph, inputs: torch.Tensor, masks: np.ndarray, chunk: int = 1 << 14) -> np.ndarray:
-    """``|f_mask(x) - f(x)|`` of masks (M, n) on inputs (N, ...): float64 (M, N), the network itself in float64."""
+    """``|f_mask(x) - f(x)|`` of masks (M, n) on inputs (N, ...): float64 (M, N), the network itself in float64.
+
+    M x N forward passes, ``chunk`` samples at a time.
+    """
     model = copy.deepcopy(graph.model).double()
     x = inputs.double()
     double = trace(model, x[:1])

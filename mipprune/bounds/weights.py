@@ -181,7 +181,16 @@ class WeightMasks:
 
 
 def magnitude_masks(weights: Mapping[str, np.ndarray], keep: float, scope: str = "layer") -> dict[str, np.ndarray]:
-    """Masks (True = kept) of the largest ``keep`` share of each layer's weights, or of all layers together."""
+    """Masks (True = kept) of the largest ``keep`` share of each layer's weights, or of all layers together.
+
+    Args:
+        weights: name -> array; masks have the same names and shapes.
+        keep: above 0, up to 1; at least one weight stays in each pool.
+        scope: ``"layer"`` or ``"global"``.
+
+    Raises:
+        BudgetError: a keep or scope out of range.
+    """
     keep = probability("keep", keep, "keep")
     if scope not in ("layer", "global"):
         raise BudgetError(f"scope must be 'layer' or 'global', got {scope!r}")
@@ -200,13 +209,27 @@ def magnitude_pruning(model: nn.Module | UnitGraph, data: Any, *, keep: float, s
     """T4 for pruning by magnitude: the largest ``keep`` share of the weights stays, per layer or ``"global"``.
 
     Deterministic: holds for this network and these data.  O(n^3) for the norms of the pruned layers.
+
+    Args:
+        data: anything :func:`mipprune.prune` takes; N samples.
+        keep: above 0, up to 1; scope: as in :func:`magnitude_masks`.
+
+    Raises:
+        BudgetError: a keep or scope out of range.
+        TraceError: an operation that is neither affine nor ReLU nor max pooling.
+        DataError: data that don't fit.
     """
     found = WeightMasks(model, data)
     return found.after(found.pruned(magnitude_masks(found.weights, keep, scope)))
 
 
 def weight_gap(model: nn.Module | UnitGraph, data: Any, masks: Masks) -> GapBound:
-    """T3 for weight masks (name of the weight -> bool array, True = kept), unrescaled; linear in the masks."""
+    """T3 for weight masks (name of the weight -> bool array, True = kept), unrescaled; linear in the masks.
+
+    Raises:
+        DataError: a name that isn't the weight of a linear layer or convolution, a mask of another shape.
+        TraceError: an operation that is neither affine nor ReLU nor max pooling.
+    """
     return WeightMasks(model, data).componentwise(masks)
 
 
@@ -216,6 +239,9 @@ def removed_norm(removed: float, scale: float = 1.0, rule: str = "magnitude") ->
     The removed entries are independent with mean 0 and variance s^2 / d, so the norm goes to 2 s.  s^2 is
     ``q^3 scale^2 / 3`` when the smallest share q = ``removed`` goes and ``q scale^2 / 3`` when any go ("random"), which
     gives ``2 K q^(3/2) / sqrt 3`` and ``2 K q^(1/2) / sqrt 3``.
+
+    Raises:
+        BudgetError: a share outside [0, 1], an unknown rule.
     """
     if not 0 <= removed <= 1:
         raise BudgetError(f"removed: expected a share from 0 to 1, got {removed}")

@@ -35,6 +35,9 @@ class FlatnessPenalty:
             backward pass and is unbiased in the moments and in their gradients, ``"exact"`` one pass for each class.
         iterations: power iterations per step.
 
+    A step costs a forward pass, one backward pass for each root and one through all of that: about as much again as
+    the training step, for ``"sketch"``.
+
     Attributes:
         vectors: layer -> (v of shape (groups, d), u of shape (groups, o)).
 
