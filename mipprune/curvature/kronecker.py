@@ -208,5 +208,6 @@ def _chosen(model: nn.Module, layers: Iterable[str] | None) -> list[str]:
 def _factor(value: Any, name: str) -> np.ndarray:
     array = value.cpu().numpy()
     if not np.isfinite(array).all():
-        raise ModelStateError(f"the K-FAC factors of layer {name!r} aren't finite; look for overflow in its weights or inputs")
+        raise ModelStateError(f"the K-FAC factors of layer {name!r} aren't finite; look for overflow in its weights "
+                              "or inputs")
     return frozen_array(array[0] if len(array) == 1 else array)
