@@ -11,6 +11,7 @@ from scipy.optimize import linprog
 from ..errors import BudgetError, InfeasibleError
 from ..records import Record, frozen_array
 from .gap import NeuronGap
+from .tails import probability
 
 __all__ = ["ChanceChoice", "chance_constrained"]
 
@@ -66,8 +67,7 @@ def chance_constrained(
             met it (which has probability at most ``delta ** draws`` with one row).
         BudgetError: arguments out of range.
     """
-    if not 0 < delta < 1:
-        raise BudgetError(f"delta: expected a probability between 0 and 1, got {delta}")
+    delta = probability("delta", delta)
     if not (eps >= 0 and math.isfinite(eps)):
         raise BudgetError(f"eps: expected a number of at least 0, got {eps}")
     if draws < 1:
