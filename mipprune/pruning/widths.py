@@ -13,7 +13,7 @@ from ..costs import CostModel
 from ..curvature import RefitCurve
 from ..game import LabelledData
 from ..graph import UnitGraph
-from ..repair import CutNetwork, DenseRun, refit_cut, refit_head
+from ..repair import CutNetwork, DenseRun, Sweep, fit_head
 from ..surgery.verify import first_tensor
 
 __all__ = ["RefitOracle", "UnitExchange", "WidthSearch", "divergence", "softened_divergence"]
@@ -21,7 +21,11 @@ __all__ = ["RefitOracle", "UnitExchange", "WidthSearch", "divergence", "softened
 #: Softens the logits that networks are compared by: the wrong classes' ranking counts, not only the winner.
 TEMPERATURE = 4.0
 #: Steps of the head's fit in the oracle; it is convex and starts at the refit's weights.
-HEAD_STEPS = 40
+HEAD_STEPS = 15
+#: The oracle's samples per batch, rows per column of a layer, and ridge (``None``: by cross-validation).
+ORACLE_BATCH, ENOUGH, ORACLE_RIDGE = 2048, 16, None
+#: Networks whose intermediate values the oracle keeps, if they take no more bytes than that.
+REMEMBERED, MOST_MEMORY = 3, 2**29
 
 
 def softened_divergence(dense: torch.Tensor, small: torch.Tensor, temperature: float = TEMPERATURE) -> float:
@@ -47,27 +51,51 @@ class RefitOracle:
     Measured on small transformers at 5% and 10% MACs, the divergence before the head's fit ranks networks of different
     emptied groups wrongly, the loss after it well.
 
-    Two thirds of the data fit, the last third (and ``unseen``, if given) judges: a wide layer before a classifier
-    fits its own samples too well to be compared on them.
+    Two thirds of the data (drawn by ``seed``) fit, the last third (and ``unseen``, if given) judges: a wide layer
+    before a classifier fits its own samples too well to be compared on them.  Every network takes over what comes
+    before its first difference from one of the best networks so far.
     """
 
-    def __init__(self, graph: UnitGraph, data: LabelledData, unseen: LabelledData | None, head: bool = False) -> None:
+    def __init__(
+        self, graph: UnitGraph, data: LabelledData, unseen: LabelledData | None, head: bool = False, seed: int = 0
+    ) -> None:
         self.graph, self.head = graph, head
         first = max(1, 2 * len(data) // 3)
-        self.fit = DenseRun(graph, data.take(slice(0, first)), enough=16)
-        rest = data.take(slice(first, None)) if len(data) > 1 else data
-        parts = [rest] if unseen is None else [rest, unseen]
-        self.targets = torch.cat([p.targets for p in parts])
-        self.inputs = tuple(torch.cat([p.inputs[i] for p in parts]) for i in range(len(data.inputs)))
-        with torch.no_grad():
-            self.logits = graph.program.run(self.inputs)
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+        rest = data.take(order[first:] if len(data) > 1 else order)
+        if unseen is not None:
+            inputs = tuple(torch.cat(pair) for pair in zip(rest.inputs, unseen.inputs, strict=True))
+            rest = LabelledData(inputs, torch.cat([rest.targets, unseen.targets]))
+        self.targets = rest.targets
+        self.fit = DenseRun(graph, data.take(order[:first]), ORACLE_BATCH, enough=ENOUGH, judged=rest)
+        self._best: list[tuple[float, int, Sweep]] = []
+        self._calls = 0
 
+    @torch.no_grad()
     def __call__(self, kept: np.ndarray) -> float:
         cut = CutNetwork(self.graph, kept)
-        refit_cut(cut, self.fit)
-        if self.head and refit_head(cut, self.fit, max_iter=HEAD_STEPS):
-            return float(F.cross_entropy(cut.run(self.inputs).double(), self.targets))
-        return softened_divergence(self.logits, cut.run(self.inputs))
+        before = max((old for _, _, old in self._best), key=lambda old: old.shared(kept), default=None)
+        sweep = Sweep(cut, self.fit, ORACLE_RIDGE, before, remember=True)
+        sweep.run()
+        loss = self._judged(cut, sweep)
+        self._calls += 1
+        if REMEMBERED * sweep.memory() <= MOST_MEMORY:
+            self._best = sorted([*self._best, (loss, -self._calls, sweep)], key=lambda one: one[:2])[:REMEMBERED]
+        return loss
+
+    def _judged(self, cut: CutNetwork, sweep: Sweep) -> float:
+        output = self.graph.program.captured.output
+        layer = self.fit.layers.get(output.name)
+        if self.head and layer is not None and layer.is_linear and self.fit.logits.ndim == 2:
+            features = [env[layer.data] for env in sweep.envs]
+            fitted = [x[:n] for x, n in zip(features, self.fit.fitted, strict=True)]
+            fit_head(cut, self.fit, torch.cat(fitted), max_iter=HEAD_STEPS)
+            judged = torch.cat([x[n:] for x, n in zip(features, self.fit.fitted, strict=True)])
+            bias = None if layer.bias is None else cut.tensors[layer.bias]
+            logits = F.linear(judged, cut.tensors[layer.weight], bias)
+            return float(F.cross_entropy(logits.double(), self.targets))
+        judged = torch.cat([env[output.name][n:] for env, n in zip(sweep.envs, self.fit.fitted, strict=True)])
+        return softened_divergence(self.fit.judged_logits, judged)
 
 
 class WidthSearch:
