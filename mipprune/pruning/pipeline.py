@@ -26,6 +26,7 @@ from .diagnosis import diagnose
 from .ladder import climb_down
 from .measure import measure
 from .options import AccuracyDrop, Budget, LossIncrease
+from .refit_search import search_widths
 from .repairing import Repairer
 from .request import check_options, chosen_surrogate, requirement
 from .result import LayerReport, PruneReport, PruneResult
@@ -35,7 +36,6 @@ from .search import (
     Searcher,
     Stage,
     jointly,
-    search_widths,
     tighten,
     under_budget,
     within_tolerance,
@@ -50,7 +50,7 @@ DEFAULT_STAGES = 4
 #: Of the joint quadratic; 16 add nothing (measured).
 JOINT_STAGES = 8
 #: Groups may be emptied by default at budgets up to this: on small networks it gains 1 to 15 points at 5%, none at 20%.
-EMPTY_BELOW = 0.1
+EMPTY_BELOW = 0.2
 
 
 def prune(

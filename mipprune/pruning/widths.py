@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ TEMPERATURE = 4.0
 HEAD_STEPS = 15
 #: The oracle's samples per batch, rows per column of a layer, and ridge (``None``: by cross-validation).
 ORACLE_BATCH, ENOUGH, ORACLE_RIDGE = 2048, 16, None
+JUDGE = "mean"
 #: Networks whose intermediate values the oracle keeps, if they take no more bytes than that.
 REMEMBERED, MOST_MEMORY = 3, 2**29
 
@@ -93,7 +94,10 @@ class RefitOracle:
             judged = torch.cat([x[n:] for x, n in zip(features, self.fit.fitted, strict=True)])
             bias = None if layer.bias is None else cut.tensors[layer.bias]
             logits = F.linear(judged, cut.tensors[layer.weight], bias)
-            return float(F.cross_entropy(logits.double(), self.targets))
+            apart = softened_divergence(self.fit.judged_logits, logits)
+            if JUDGE == "ce":
+                return float(F.cross_entropy(logits.double(), self.targets))
+            return float(F.cross_entropy(logits.double(), self.targets) * apart) ** 0.5
         judged = torch.cat([env[output.name][n:] for env, n in zip(sweep.envs, self.fit.fitted, strict=True)])
         return softened_divergence(self.fit.judged_logits, judged)
 
@@ -165,14 +169,42 @@ class WidthSearch:
                 best[empty] = (counts, loss)
         return sorted(best.values(), key=lambda found: found[1])[:most]
 
-    def best_start(self, starts: Sequence[np.ndarray]) -> np.ndarray:
-        """Of several widths those of the smallest loss once what the limits still allow is added."""
-        return min((np.array(start, dtype=np.int64) for start in starts), key=lambda k: self._loss(self.filled(k)))
+    def judge(self, counts: np.ndarray) -> float:
+        """The oracle's loss of these widths with what the limits still allow added."""
+        return self._loss(self.filled(np.array(counts, dtype=np.int64)))
 
-    def filled(self, counts: np.ndarray, beside: int | None = None) -> np.ndarray:
+    def trimmed(self, empty: Collection[int]) -> np.ndarray | None:
+        """Widths with nothing of the groups ``empty`` and something of the others, by the curves.
+
+        From all units down, each time the step of least predicted loss per cost saved; ``None`` if nothing fits.
+        """
+        least = [widths[0] if g in empty else widths[widths > 0][0] for g, widths in enumerate(self.allowed)]
+        counts = np.array([0 if g in empty else w[-1] for g, w in enumerate(self.allowed)], dtype=np.int64)
+        while not self.fits(counts):
+            options = []
+            for g, curve in enumerate(self.curves):
+                lower = self.allowed[g][(self.allowed[g] <= counts[g] - max(1, counts[g] // 24))]
+                lower = lower[lower >= least[g]]
+                if g in empty or len(lower) == 0:
+                    continue
+                fewer = counts.copy()
+                fewer[g] = lower[-1]
+                size = len(curve.order)
+                loss = curve.error[size - fewer[g]] - curve.error[size - counts[g]]
+                saved = sum(self.costs.cost(r, counts) - self.costs.cost(r, fewer)
+                            for r, limit in self.limits.items() if self.costs.cost(r, counts) > limit)
+                if saved > 0:
+                    options.append((loss / saved, g, int(fewer[g])))
+            if not options:
+                return None
+            _, g, width = min(options)
+            counts[g] = width
+        return counts
+
+    def filled(self, counts: np.ndarray) -> np.ndarray:
         """The widths with what the limits still allow added, least predicted loss per cost first.
 
-        The group ``beside`` gets nothing.
+        Groups that were emptied stay empty.
         """
         counts = counts.copy()
         while True:
@@ -180,7 +212,8 @@ class WidthSearch:
             for g, curve in enumerate(self.curves):
                 more = counts.copy()
                 more[g] = self._next(g, counts[g])
-                if g != beside and more[g] > counts[g] and self.fits(more):
+                gone = counts[g] == 0 and self.allowed[g][0] == 0
+                if not gone and more[g] > counts[g] and self.fits(more):
                     size = len(curve.order)
                     gain = curve.error[size - counts[g]] - curve.error[size - more[g]]
                     price = sum(self.costs.cost(r, more) - self.costs.cost(r, counts) for r in self.limits)
@@ -218,7 +251,7 @@ class WidthSearch:
             return None
         trial = counts.copy()
         trial[group] = 0
-        return self.filled(trial, int(group))
+        return self.filled(trial)
 
     def _next(self, group: int, count: int) -> int:
         """The next larger width that the group may have, or the present one if there is none."""
@@ -245,10 +278,13 @@ class UnitExchange:
     Args:
         widths: curves, limits, allowed widths and the oracle.
         pinned: bool (n_units,), units that stay.
+        alike: groups (projected streams) of which only the number of units counts.
     """
 
-    def __init__(self, widths: WidthSearch, pinned: np.ndarray, seed: int = 0) -> None:
-        self.widths, self.pinned = widths, pinned
+    def __init__(
+        self, widths: WidthSearch, pinned: np.ndarray, seed: int = 0, alike: Collection[int] = ()
+    ) -> None:
+        self.widths, self.pinned, self.alike = widths, pinned, set(alike)
         self._rng = np.random.default_rng(seed)
         sizes = [len(curve.order) for curve in widths.curves]
         self._units = [np.arange(end - n, end) for n, end in zip(sizes, np.cumsum(sizes), strict=True)]
@@ -275,6 +311,8 @@ class UnitExchange:
 
     def _moved(self, kept: np.ndarray) -> np.ndarray | None:
         a, b = self._rng.integers(len(self._units), size=2)
+        if a == b and int(a) in self.alike:
+            return None
         out = [u for u in self._by_rank(a) if kept[u] and not self.pinned[u]]
         back = [u for u in self._by_rank(b)[::-1] if not kept[u]]
         if not out or not back:

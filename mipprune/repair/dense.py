@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import fx
 
+from ..curvature.stream_basis import stream_basis
 from ..game.data import LabelledData
-from ..graph import Layer, Program, UnitGraph, find_layers
+from ..graph import Layer, Program, Stream, UnitGraph, find_layers, find_streams
 from ..graph.capture import is_integer_node
 from ..graph.context import batch_dim
 from ..graph.layers import Grid
@@ -109,6 +110,11 @@ class DenseRun:
             value = self.select(self.targets[batch][node.name], node, layer, batch, rows)
             self._columns[key] = layer.outputs(value, 1)[0].contiguous()
         return self._columns[key]
+
+    @functools.cached_property
+    def streams(self) -> list[tuple[Stream, torch.Tensor]]:
+        """The residual streams and their directions (:func:`~mipprune.curvature.stream_basis`)."""
+        return [(stream, stream_basis(self.graph, self.data, stream)) for stream in find_streams(self.graph)]
 
     @functools.cached_property
     def first_touched(self) -> np.ndarray:

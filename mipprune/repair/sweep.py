@@ -14,6 +14,7 @@ from ..graph.capture import is_integer_node
 from ..graph.layers import named_arguments
 from .cut import CutNetwork
 from .dense import DenseRun
+from .projection import project_streams
 from .ridge import Moments, solve_ridge
 
 __all__ = ["Sweep"]
@@ -52,6 +53,7 @@ class Sweep:
         self.as_dense: set[str] = set(dense.inputs[0])  # values that are the dense network's, kept channels apart
         self.norms: set[str] = set()
         self.states: dict[int, _State] = {}
+        self.projections = project_streams(cut, dense)  # node of a writer's weight -> (count, n)
         self.start = 0 if before is None else self._resume(before)
         output = cut.graph.program.captured.output.name
         self._stay = {output} | ({dense.layers[output].data} if output in dense.layers else set())
@@ -161,7 +163,10 @@ class Sweep:
         for number, env in enumerate(self.envs):
             for rows in self.dense.rows(layer, weight[0].numel(), number) if self.dense.fitted[number] else ():
                 t = self.dense.target(goal, layer, number, rows)
-                t = t if index is None else t.index_select(0, index)
+                if layer.weight in self.projections:
+                    t = self.projections[layer.weight].to(t.dtype) @ t
+                elif index is not None:
+                    t = t.index_select(0, index)
                 if towards_sum:
                     assert layer.other is not None
                     other = self.dense.select(env[layer.other.name], layer.other, layer, number, rows)
