@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import collections
 import copy
-import functools
 import dataclasses
+import functools
 import operator
 import warnings
 from typing import Any

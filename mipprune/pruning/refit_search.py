@@ -15,11 +15,11 @@ from .widths import RefitOracle, UnitExchange, WidthSearch
 
 __all__ = ["search_widths"]
 
-#: Networks that the searches repair and measure: as many as this many multiply-adds (of the dense network, on all
+#: Networks that the searches repair and measure: as many as this many multiply-adds (of the smaller network, on all
 #: samples) pay for, within a range.
-SEARCH_WORK, FEWEST_TRIALS, MOST_TRIALS = 8e10, 40, 200
+SEARCH_WORK, FEWEST_TRIALS, MOST_TRIALS = 1.5e10, 20, 200
 #: The share of them that goes to choices of groups to empty, and to widths; the rest is for exchanges of units.
-PATTERN_SHARE, WIDTH_SHARE = 0.15, 0.4
+PATTERN_SHARE, WIDTH_SHARE = 0.1, 0.3
 #: How many choices of groups to empty share the widths' evaluations, and the exchanges.
 SEMIFINALISTS, FINALISTS = 3, 2
 
@@ -37,7 +37,7 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
     curves = search.refit_curves()
     oracle = RefitOracle(search.graph, search.data, search.unseen, "head" in search.repairer.names, search.seed)
     widths = WidthSearch(curves, costs, limits, search.allowed, oracle, search.seed)
-    trials = int(SEARCH_WORK / max(1, search.graph.macs() * len(search.data)))
+    trials = int(SEARCH_WORK / max(1, search.graph.macs(best.kept) * len(search.data)))
     trials = min(max(trials, FEWEST_TRIALS), MOST_TRIALS)
     fits = widths.fits(costs.counts(plain))  # not where a latency limit was tightened since
     widths.judge(costs.counts(best.kept))
@@ -54,9 +54,14 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
         finalists.append((plain, other))
     streams = [stream.group for stream, _ in oracle.fit.streams]
     exchange = UnitExchange(widths, search.pinned, search.seed, streams)
-    share = (trials - len(widths.seen)) // len(finalists)
-    finalists = [exchange.run(*finalist, share, search.goes_on) for finalist in finalists]
-    kept = min(finalists, key=lambda found: found[1])[0]
+    left = trials - len(widths.seen)
+    while finalists:  # half of what is left goes to all that are left, then the worst one leaves
+        share = left if len(finalists) == 1 else left // (2 * len(finalists))
+        finalists = [exchange.run(*finalist, share, search.goes_on) for finalist in finalists]
+        left -= share * len(finalists)
+        finalists.sort(key=lambda found: found[1])
+        kept = finalists[0][0]
+        finalists.pop()
     counts = costs.counts(kept)
     last = best.stages[-1]
     if (kept == widths.mask(counts)).all():

@@ -24,7 +24,6 @@ TEMPERATURE = 4.0
 HEAD_STEPS = 15
 #: The oracle's samples per batch, rows per column of a layer, and ridge (``None``: by cross-validation).
 ORACLE_BATCH, ENOUGH, ORACLE_RIDGE = 2048, 16, None
-JUDGE = "mean"
 #: Networks whose intermediate values the oracle keeps, if they take no more bytes than that.
 REMEMBERED, MOST_MEMORY = 3, 2**29
 
@@ -48,9 +47,9 @@ def divergence(dense: nn.Module, small: nn.Module, data: LabelledData) -> float:
 class RefitOracle:
     """How good a mask's network is on samples that its refit didn't see.
 
-    With ``head``, the head is fitted too and the cross-entropy counts; else the divergence from the dense network.
-    Measured on small transformers at 5% and 10% MACs, the divergence before the head's fit ranks networks of different
-    emptied groups wrongly, the loss after it well.
+    With ``head``, the head is fitted too, and the geometric mean of cross-entropy and divergence from the dense network
+    counts; else the divergence.  Before the head's fit, the divergence ranks networks of different emptied groups
+    wrongly; after it, few samples decide the cross-entropy of a good network, and all of them the divergence.
 
     Two thirds of the data (drawn by ``seed``) fit, the last third (and ``unseen``, if given) judges: a wide layer
     before a classifier fits its own samples too well to be compared on them.  Every network takes over what comes
@@ -95,8 +94,6 @@ class RefitOracle:
             bias = None if layer.bias is None else cut.tensors[layer.bias]
             logits = F.linear(judged, cut.tensors[layer.weight], bias)
             apart = softened_divergence(self.fit.judged_logits, logits)
-            if JUDGE == "ce":
-                return float(F.cross_entropy(logits.double(), self.targets))
             return float(F.cross_entropy(logits.double(), self.targets) * apart) ** 0.5
         judged = torch.cat([env[output.name][n:] for env, n in zip(sweep.envs, self.fit.fitted, strict=True)])
         return softened_divergence(self.fit.judged_logits, judged)

@@ -2,8 +2,8 @@
 
 from .batchnorm import recalibrate_batch_norm
 from .cut import CutNetwork
-from .head import fit_head, refit_head
 from .dense import DenseRun
+from .head import fit_head, refit_head
 from .refit import refit, refit_cut
 from .second_order import MOST_WEIGHTS, count_weights, polish
 from .sweep import Sweep
