@@ -8,9 +8,11 @@ import numpy as np
 import torch
 
 from ..game.data import LabelledData
-from ..graph import Layer, UnitGraph, UnitGroup, find_layers
+from ..graph import Layer, UnitGraph, UnitGroup, find_layers, find_streams
+from ..graph.layers import named_arguments
 from ..records import Record, frozen_array
 from .output_metric import output_metrics
+from .stream_basis import projected_errors, stream_basis
 from .subset_bounds import Regression, least_errors
 
 __all__ = ["RefitCurve", "refit_curves", "refit_errors"]
@@ -43,6 +45,7 @@ class RefitCurve(Record):
 class _Reader:
     """One layer that reads the group: inverse covariance of its inputs, weights in the metric, the units' columns."""
 
+    layer: str
     inverse: np.ndarray  # (D, D)
     weight: np.ndarray  # (m, D): sqrt(M / 2) W
     columns: np.ndarray  # (n, b)
@@ -64,7 +67,9 @@ def refit_curves(
         min_{W'} 1/2 E |W x - W' x_kept|_M^2 = 1/2 tr(M W_R (G^-1)_RR^-1 W_R'),
 
     the block form of Optimal Brain Surgeon (Hassibi and Stork 1993), in which the least-squares weights of the rest
-    come along.  Units are removed one by one, each time the one with the smallest sum over all readers; G^-1 and W
+    come along.  A residual stream (:class:`~mipprune.graph.Stream`) is projected, not cut: there only the number of
+    units counts, and the error is that of reading the dense stream off its first principal directions.  Elsewhere
+    units are removed one by one, each time the one with the smallest sum over all readers; G^-1 and W
     follow by block elimination, O(D^2 b) a step.
 
     Args:
@@ -73,7 +78,10 @@ def refit_curves(
     """
     pinned = np.zeros(graph.n_units, dtype=bool) if pinned is None else pinned
     readers = _measured(graph, data, ridge, temperature, probes, seed)
-    return [_eliminate(g, readers[i], pinned[g.units]) for i, g in enumerate(graph.groups)]
+    curves = [_eliminate(g, readers[i], pinned[g.units]) for i, g in enumerate(graph.groups)]
+    for number, error in _stream_errors(graph, data, readers).items():
+        curves[number] = dataclasses.replace(curves[number], error=frozen_array(error), lower=frozen_array(error))
+    return curves
 
 
 def refit_errors(
@@ -87,11 +95,32 @@ def refit_errors(
     """
     out = np.zeros(len(graph.groups))
     readers = _measured(graph, data, ridge, temperature, probes, seed)
+    streams = _stream_errors(graph, data, readers)
     for i, group in enumerate(graph.groups):
+        if i in streams:
+            out[i] = streams[i][int((~kept[group.units]).sum())]
+            continue
         for reader in readers[i]:
             gone = reader.columns[~kept[group.units]].ravel()
             own = reader.weight[:, gone].T
             out[i] += (own * np.linalg.solve(reader.inverse[np.ix_(gone, gone)], own)).sum()
+    return out
+
+
+def _stream_errors(graph: UnitGraph, data: LabelledData, readers: list[list[_Reader]]) -> dict[int, np.ndarray]:
+    """Number of a stream's group -> predicted KL (n + 1,) once r of its units are gone."""
+    tensors = graph.program.dense_tensors()
+    out = {}
+    for stream in find_streams(graph):
+        size = graph.groups[stream.group].size
+        basis = stream_basis(graph, data, stream).cpu().numpy()
+        total = np.zeros(size + 1)
+        for reader in readers[stream.group]:
+            weight = named_arguments(stream.readers[reader.layer]).get("weight")
+            gain = np.ones(size) if weight is None else tensors[weight.name].double().cpu().numpy()
+            gain = np.where(np.abs(gain) < 1e-6, 1e-6, gain)
+            total += projected_errors(np.linalg.inv(reader.inverse), reader.weight.T @ reader.weight, gain, basis)
+        out[stream.group] = np.maximum.accumulate(total[::-1])
     return out
 
 
@@ -124,7 +153,7 @@ def _readers(
             if len(own) == 0:
                 continue
             columns = own[np.argsort(units[own], kind="stable")].reshape(group.size, -1)
-            readers.append(_Reader(inverse, (root.T @ weight).numpy(), columns))
+            readers.append(_Reader(layer.node.name, inverse, (root.T @ weight).numpy(), columns))
     return out
 
 

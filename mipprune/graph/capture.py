@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import functools
 import operator
 import warnings
 from collections.abc import Callable
@@ -224,7 +225,11 @@ def int_at(value: Any, batch: int) -> int:
     """A traced integer (an int or a SymInt) at a batch size."""
     if isinstance(value, int):
         return value
-    expression = value.node.expr
+    return _substituted(value.node.expr, batch)
+
+
+@functools.lru_cache(maxsize=4096)
+def _substituted(expression: Any, batch: int) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
 
 

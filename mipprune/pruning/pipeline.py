@@ -26,6 +26,7 @@ from .diagnosis import diagnose
 from .ladder import climb_down
 from .measure import measure
 from .options import AccuracyDrop, Budget, LossIncrease
+from .refit_search import search_widths
 from .repairing import Repairer
 from .request import check_options, check_units, chosen_surrogate, requirement
 from .result import LayerReport, PruneReport, PruneResult
@@ -35,7 +36,6 @@ from .search import (
     Searcher,
     Stage,
     jointly,
-    search_widths,
     tighten,
     under_budget,
     within_tolerance,

@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .cut import CutNetwork
-from .refit import DenseRun
+from .dense import DenseRun
 
 __all__ = ["MOST_WEIGHTS", "count_weights", "polish"]
 
