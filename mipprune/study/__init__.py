@@ -7,7 +7,7 @@ from ..lazy import lazy_attributes
 if TYPE_CHECKING:
     from .cell import Cell, StoredCell
     from .comparison import Comparison, ComparisonRow, SolutionRow, compare
-    from .kinds import EstimateSection, Kind, register_kind
+    from .kinds import Drawn, EstimateSection, Kind, register_kind
     from .plots import plot_comparison
     from .runner import RunSummary
     from .sqlite import SqliteStorage
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Cell": "cell", "StoredCell": "cell",
     "Comparison": "comparison", "ComparisonRow": "comparison", "SolutionRow": "comparison", "compare": "comparison",
-    "EstimateSection": "kinds", "Kind": "kinds", "register_kind": "kinds",
+    "Drawn": "kinds", "EstimateSection": "kinds", "Kind": "kinds", "register_kind": "kinds",
     "plot_comparison": "plots",
     "RunSummary": "runner",
     "SqliteStorage": "sqlite",
@@ -26,6 +26,6 @@ _HOMES = {
 }
 __getattr__ = lazy_attributes(__name__, _HOMES)
 __all__ = [
-    "Cell", "Comparison", "ComparisonRow", "EstimateSection", "Kind", "RunSummary", "SolutionRow", "SqliteStorage",
-    "StoredCell", "Study", "StudyStorage", "compare", "plot_comparison", "register_kind",
+    "Cell", "Comparison", "ComparisonRow", "Drawn", "EstimateSection", "Kind", "RunSummary", "SolutionRow",
+    "SqliteStorage", "StoredCell", "Study", "StudyStorage", "compare", "plot_comparison", "register_kind",
 ]

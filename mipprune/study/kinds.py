@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -11,10 +12,11 @@ from ..errors import ConfigError
 from ..estimate.methods import INDEX_METHODS
 from .cell import Cell, plain
 
-__all__ = ["KINDS", "EstimateSection", "GridCell", "Kind", "PruneSection", "SolveSection", "register_kind",
-           "cell_of", "of_network", "stages_of"]
+__all__ = ["AT_LEAST_0", "KINDS", "Drawn", "EstimateSection", "GridCell", "Kind", "PruneSection", "SolveSection",
+           "cell_of", "of_network", "register_kind", "stages_of"]
 
 _CHANCE = Rule("from 0 to 1", lambda value: 0 <= value <= 1)
+AT_LEAST_0 = Rule("a finite number, at least 0", lambda value: 0 <= value < math.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,7 @@ class SolveSection:
     layer: str
     surrogate: Literal["head", "quadratic"] = "head"
     keep: Annotated[float, SHARE] | None = None
-    max_drop: Annotated[float, Rule("at least 0", lambda value: value >= 0)] | None = None
+    max_drop: Annotated[float, AT_LEAST_0] | None = None
     solver: Literal["auto", "nlp", "scip", "highs", "cbc", "brute"] = "auto"
     samples: Annotated[int, POSITIVE] | None = None
     time_limit: Annotated[float, POSITIVE] | None = None
@@ -92,6 +94,25 @@ Compute = Callable[[dict[str, Any], Any, tuple[bytes, ...]], tuple[dict[str, Any
 
 
 @dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What the report draws of a kind: a dot per run and the mean of them, or lines over a numeric setting.
+
+    Attributes:
+        results: names of results that are numbers; ``"loss of *"`` stands for all that begin so.
+        over: a numeric setting: lines through the means with bands from lowest to highest; None for rows of dots.
+        together: the results share a unit: a panel per setting with all of them; else a panel per result.
+        text: axis label where they are together.
+        log: logarithmic axis.
+    """
+
+    results: tuple[str, ...]
+    over: str | None = None
+    together: bool = False
+    text: str = ""
+    log: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Kind:
     """A kind of cells.
 
@@ -102,6 +123,7 @@ class Kind:
         settled: a combination of the grid in its one form, or None to leave it out; may raise ConfigError.
         alternatives: keys of which every cell has exactly one; in a grid they stand side by side.
         needs: from the inputs to the cells whose payloads ``compute`` reads, in this order.
+        drawn: what the report draws; without it, a table is all.
         version: part of every key; raised when the same inputs come to mean another result.
     """
 
@@ -112,6 +134,7 @@ class Kind:
     settled: Callable[[Any], Any] = lambda section: section
     alternatives: tuple[str, ...] = ()
     version: int = 1
+    drawn: Drawn | None = None
 
 
 KINDS: dict[str, Kind] = {}

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..records import write_bytes_atomic
 from .cell import STATES
-from .figures import accuracy_figure, convergence_figure, interaction_figure, kept_figure, picture, traces_figure
+from .figures import (
+    accuracy_figure,
+    convergence_figure,
+    interaction_figure,
+    kept_figure,
+    panels_figure,
+    picture,
+    traces_figure,
+)
 from .storage import StudyStorage
 from .summary import Convergence, Overview, PrunePoint, overview
 
@@ -38,13 +46,17 @@ img { max-width: 100%; height: auto; display: block; margin: .6rem 0 1.4rem; } .
 
 
 class _Table(NamedTuple):
-    """Texts; the first ``n_words`` columns are words, the others numbers; a terminal leaves the ``spare`` ones out."""
+    """Texts; the first ``n_words`` columns are words, the others numbers.
+
+    A terminal leaves the ``spare`` columns out, or shows the ``brief`` head and rows if there are any.
+    """
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     n_words: int
     spare: Sequence[str] = ()
+    brief: Sequence[Sequence[str]] = ()
 
 
 class _Picture(NamedTuple):
@@ -89,9 +101,11 @@ def write_report(storage: StudyStorage, study: str, folder: Path, console: Conso
                     for i, one in enumerate(found.traces[:MOST_FIGURES])]
         sections.append(_Section("Solver gap over time", [*lines, *_left_out(len(found.traces))], [], pictures))
     if found.others:
-        tables = [_Table(one.kind, one.head, one.rows, one.n_words) for one in found.others]
-        lines = ["Means over the seeds, with the lowest and highest where they differ."]
-        sections.append(_Section("Other cells", lines, tables, []))
+        tables = [_Table(one.kind, one.head, one.rows, one.n_words, brief=one.brief) for one in found.others]
+        lines = ["Means over the seeds, with the lowest and highest where they differ. In pictures, a dot is one run "
+                 "and a bar the mean; a line goes through means, and its band from the lowest to the highest."]
+        pictures = [_Picture(one.kind, f"{one.kind} cells", panels_figure(one)) for one in found.panels]
+        sections.append(_Section("Other cells", lines, tables, pictures))
     if found.errors:
         sections.append(_errors(found))
     drawn = {p.name: (picture(p.figure, "svg"), picture(p.figure, "png")) for s in sections for p in s.pictures}
@@ -210,10 +224,14 @@ def _print(console: Console, table: _Table) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    head, *rows = table.brief or [table.head, *table.rows]
+    chosen = [i for i, column in enumerate(head) if table.brief or column not in table.spare]
+    n_words = 1 if table.brief else table.n_words
     shown = Table(title=escape(table.title), title_justify="left")
-    chosen = [i for i, column in enumerate(table.head) if column not in table.spare]
     for i in chosen:
-        shown.add_column(table.head[i], justify="left" if i < table.n_words else "right", overflow="fold")
-    for row in table.rows:
+        text = head[i].replace("_", " ")  # a narrow column breaks between words, not within
+        least = min(44, max(len(row[0]) for row in rows)) if table.brief and i == 0 else None
+        shown.add_column(text, justify="left" if i < n_words else "right", overflow="fold", min_width=least)
+    for row in rows:
         shown.add_row(*(escape(row[i]) for i in chosen))
     console.print(shown)

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from ..records import Record
+from . import gap_kind, paper_kinds  # noqa: F401  their kinds say what is drawn
 from .averages import Averages, averages_of
 from .cell import StoredCell, canonical
+from .kinds import KINDS
+from .panels import Panels, panels_of
 from .storage import StudyStorage
 from .traces import SolverTraces, traces_of
 
@@ -102,6 +105,7 @@ class Overview(Record):
         graphs: title, number of units and pairs (i < j, row by row) of the first "interactions" cell of every setting.
         traces: how the searches of the kind "solve" went.
         others: of every other kind that a study asks for.
+        panels: pictures of those kinds that say what to draw.
         errors: kind, network and last line of the error of every failed cell.
         seconds: computing time of all finished cells together.
     """
@@ -113,6 +117,7 @@ class Overview(Record):
     graphs: tuple[tuple[str, int, tuple[float, ...]], ...]
     traces: tuple[SolverTraces, ...]
     others: tuple[Averages, ...]
+    panels: tuple[Panels, ...]
     errors: tuple[tuple[str, str, str], ...]
     seconds: float
 
@@ -138,13 +143,16 @@ def overview(storage: StudyStorage, study: str) -> Overview:
     pairs = found.pop("interactions", [])
     traces = traces_of(found.get("solve", []))
     others = tuple(averages_of(kind, cells) for kind, cells in found.items())
+    pictures = [panels_of(kind, cells, drawn) for kind, cells in found.items()
+                if (drawn := KINDS[kind].drawn if kind in KINDS else None) is not None]
     graphs: dict[str, tuple[str, int, tuple[float, ...]]] = {}
     for cell in pairs:
         assert cell.result is not None
         title = f"{cell.model}, layer {cell.inputs['layer']}: pairs at p={cell.inputs['p']:g}"
         graphs.setdefault(title, (title, cell.result["players"], tuple(cell.result["pairs"])))
-    drawn = tuple(graphs.values())
-    return Overview(study, table, convergences, prunings, drawn, traces, others, tuple(errors), seconds)
+    panels = tuple(one for one in pictures if one is not None)
+    return Overview(study, table, convergences, prunings, tuple(graphs.values()), traces, others, panels,
+                    tuple(errors), seconds)
 
 
 def _grouped(cells: Iterable[StoredCell], keys: Iterable[str]) -> dict[tuple[Any, ...], list[StoredCell]]:
