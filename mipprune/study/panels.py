@@ -70,7 +70,8 @@ def panels_of(kind: str, cells: list[StoredCell], drawn: Drawn) -> Panels | None
         setting = name_of(cell)
         position = 0.0 if over is None else float(cell.inputs[over])
         for name in names:
-            place = (setting, _short(name, drawn)) if drawn.together else (f"{cell.model}: {name}" if apart else name, setting)
+            title = f"{cell.model}: {name}" if apart else name
+            place = (setting, _short(name, drawn)) if drawn.together else (title, setting)
             found.setdefault(place, {}).setdefault(position, []).append(float((cell.result or {})[name]))
     titles = list(dict.fromkeys(title for title, _ in found))
     return Panels(kind, tuple(
