@@ -117,8 +117,9 @@ def report(
 
     opened, study = _open(source, storage, name)
     console = Console(width=None if sys.stdout.isatty() else 110)
-    for file in write_report(opened, study, out, console):
-        console.print(f"wrote {file}", markup=False, highlight=False, soft_wrap=True)
+    page, text, *pictures = write_report(opened, study, out, console)
+    names = f"{len(pictures) // 2} pictures as SVG and PNG" if pictures else "no pictures"
+    console.print(f"wrote {page}, {text.name} and {names}", markup=False, highlight=False, soft_wrap=True)
     opened.close()
 
 

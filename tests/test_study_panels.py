@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from mipprune.study.cell import Cell, StoredCell
 from mipprune.study.kinds import KINDS, Drawn, Kind
@@ -114,4 +116,33 @@ def test_the_report_draws_what_a_kind_says(tmp_path: Path, monkeypatch: pytest.M
     files = [file.name for file in write_report(storage, "s", tmp_path / "out")]
     assert files == ["report.html", "report.md", "mine.svg", "mine.png"]
     assert 'alt="mine cells"' in (tmp_path / "out/report.html").read_text()
+    storage.close()
+
+
+def test_many_settings_are_summed_up_in_one_table(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    storage = SqliteStorage(tmp_path / "s.db")
+    values = ["cross_entropy", "accuracy"]
+    common = {"layer": "2", "index": "shapley", "p": None, "samples": None, "network": "0", "version": 1, "seed": 0,
+              "method": "permutation", "n_evals": 100}
+    made = [Cell("estimate", "net", {**common, "value": value, "keep": keep / 8})
+            for value in values for keep in (1, 2, 4, 6)]
+    storage.declare("s", made)
+    owner = storage.new_owner()
+    for i, cell in enumerate(made):
+        assert storage.claim(cell.key, owner, 60)
+        result = {"relative_error": 0.1, "spearman": 1.0, "coverage": 1.0, "true_loss": 0.5,
+                  "true_loss_of_exact": 0.25 + i, "true_loss_of_best": 0.125 + i}
+        assert storage.finish(cell.key, owner, result, 0.1)
+    console = Console(record=True, width=120, file=io.StringIO())
+    write_report(storage, "s", tmp_path / "out", console)
+    text = (tmp_path / "out/report.md").read_text()
+    assert "| net, layer 2: shapley, cross_entropy, keeping 50% | 2.2500 | 2.1250 | nats |" in text
+    assert "| net, layer 2: shapley, accuracy, keeping 75% | 7.2500 | 7.1250 | share of the samples |" in text
+    assert text.count("| evaluations |") == 8
+    printed = console.export_text()
+    assert printed.count("evaluations") == 5  # six tables with the one that sums up
+    assert "... and 3 more tables of this kind in report.html" in printed
+    svg = [(tmp_path / f"out/convergence-{i}.svg").read_text() for i in (1, 8)]
+    assert ["nats" in picture for picture in svg] == [True, False]
     storage.close()

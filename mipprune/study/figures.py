@@ -66,7 +66,7 @@ def convergence_figure(found: Convergence) -> Figure:
         right.annotate(text, (0.99, loss), xycoords=("axes fraction", "data"), fontsize=8, va="bottom", ha="right",
                        color="0.3")
     left.set(yscale="log", ylabel="relative error")
-    right.set(ylabel="true loss increase (nats)")
+    right.set(ylabel=f"true loss increase ({found.unit})")
     for axis in (left, right):
         axis.set(xscale="log", xlabel="coalition evaluations")
         budgets = sorted({point.n_evals for point in found.points})

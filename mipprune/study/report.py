@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["write_report"]
 
+#: Tables of one section that a terminal shows; the page has all.
+MOST_TABLES = 6
 #: Pictures of one kind; what is beyond is in the tables only, and the report says so.
 MOST_FIGURES = 24
 
@@ -118,8 +120,10 @@ def write_report(storage: StudyStorage, study: str, folder: Path, console: Conso
     write_bytes_atomic(files[1], _markdown(study, sections).encode())  # last: what it points to is there
     if console is not None:
         for section in sections:
-            for table in section.tables:
+            for table in section.tables[:MOST_TABLES]:
                 _print(console, table)
+            if more := len(section.tables[MOST_TABLES:]):
+                console.print(f"... and {more} more tables of this kind in {files[0].name}", highlight=False)
     return files
 
 
@@ -157,6 +161,9 @@ def _convergence(found: Sequence[Convergence]) -> _Section:
     head = ["method", "evaluations", "seeds", "relative error", "10 to 90 %", "Spearman", "in 95 % interval",
             "true loss", "10 to 90 %"]
     tables, pictures = [], []
+    if len(found) > 1:
+        rows = [[one.title, f"{one.exact_loss:.4f}", f"{one.best_loss:.4f}", one.unit] for one in found]
+        tables.append(_Table("True loss of masks", ["", "by exact importances", "best mask", "unit"], rows, 1))
     for number, one in enumerate(found):
         rows = [
             [p.method, f"{p.n_evals:,}", str(p.n_seeds), f"{p.error[1]:.4f}", f"{p.error[0]:.4f} to {p.error[2]:.4f}",

@@ -21,6 +21,9 @@ from .traces import SolverTraces, traces_of
 
 __all__ = ["Convergence", "ConvergencePoint", "Overview", "PrunePoint", "overview", "wilson"]
 
+#: What a loss of each value function is measured in.
+UNITS = {"cross_entropy": "nats", "accuracy": "share of the samples", "margin": "logits", "logit_distance": "logits"}
+
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's interval for a share of ``n`` samples (Wilson 1927); z = 1.96 gives 95 %."""
@@ -50,12 +53,14 @@ class Convergence(Record):
         title: network, layer, index, share kept.
         points: by method and budget.
         exact_loss, best_loss: loss increase of the mask by exact importances, and of the best mask of that size.
+        unit: of both losses, ``"nats"`` for instance.
     """
 
     title: str
     points: tuple[ConvergencePoint, ...]
     exact_loss: float
     best_loss: float
+    unit: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -175,7 +180,7 @@ def _convergences(cells: list[StoredCell]) -> tuple[Convergence, ...]:
         found.append(Convergence(
             f"{model}, layer {layer}: {index}{law}, {value}, keeping {keep:.0%}",
             tuple(sorted(points, key=lambda point: (point.method, point.n_evals))),
-            first["true_loss_of_exact"], first["true_loss_of_best"],
+            first["true_loss_of_exact"], first["true_loss_of_best"], UNITS.get(value, value),
         ))
     return tuple(found)
 
