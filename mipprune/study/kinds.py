@@ -47,7 +47,11 @@ class EstimateSection:
     seed: Annotated[int, SEED] = 0
 
     def settled(self) -> EstimateSection | None:
-        """Without a p that the index doesn't have; None where index and method don't go together."""
+        """Without a p that the index doesn't have; None where index and method don't go together.
+
+        Raises:
+            ConfigError: a semivalue without p.
+        """
         if self.index == "semivalue" and self.p is None:
             raise ConfigError("index 'semivalue' needs p, for example p = 0.75")
         if self.method not in INDEX_METHODS["shapley" if self.index == "shapley" else "semivalue"]:
