@@ -118,8 +118,9 @@ def report(
     opened, study = _open(source, storage, name)
     console = Console(width=None if sys.stdout.isatty() else 110)
     page, text, *pictures = write_report(opened, study, out, console)
-    names = f"{len(pictures) // 2} pictures as SVG and PNG" if pictures else "no pictures"
-    console.print(f"wrote {page}, {text.name} and {names}", markup=False, highlight=False, soft_wrap=True)
+    n_pictures = len(pictures) // 2  # each as SVG and PNG
+    drawn = f", {n_pictures} picture{'s' * (n_pictures > 1)} as SVG and PNG" if pictures else ""
+    console.print(f"wrote {page} and {text.name}{drawn}", markup=False, highlight=False, soft_wrap=True)
     opened.close()
 
 

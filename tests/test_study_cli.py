@@ -117,7 +117,7 @@ def test_from_the_file_to_the_report(study_file: Path, tmp_path: Path) -> None:
     }
     printed = call("report", study_file, "--out", "out")
     assert "Pruning" in printed
-    assert f"wrote {Path('out/report.html')}, report.md and 3 pictures as SVG and PNG" in printed
+    assert f"wrote {Path('out/report.html')} and report.md, 3 pictures as SVG and PNG" in printed
     page, text = Path("out/report.html").read_text(), Path("out/report.md").read_text()
     tags = Tags(page)
     images = [attributes for tag, attributes in tags.seen if tag == "img"]

@@ -11,7 +11,7 @@ import numpy as np
 from ..records import Record
 from .cell import StoredCell, canonical
 
-__all__ = ["Averages", "averages_of", "names_of_settings"]
+__all__ = ["Averages", "averages_of", "names_of_settings", "text_of"]
 
 #: Inputs that are no setting.
 HIDDEN = ("network", "version", "seed")
@@ -47,7 +47,7 @@ def averages_of(kind: str, cells: list[StoredCell]) -> Averages:
     results = list(dict.fromkeys(key for cell in cells for key in cell.result or {} if key not in DRAWN))
     groups: dict[tuple[str, ...], list[StoredCell]] = {}
     for cell in cells:
-        name = (cell.model, *(_setting(cell.inputs.get(key)) for key in differ))
+        name = (cell.model, *(text_of(cell.inputs.get(key)) for key in differ))
         groups.setdefault(name, []).append(cell)
     rows, brief, name_of = [], [], names_of_settings(cells)
     for name, group in groups.items():
@@ -84,13 +84,16 @@ def names_of_settings(
             if isinstance(value, str) and value.isidentifier():
                 words.append(value)  # a word speaks for itself, a number doesn't
             elif value:
-                words.append(f"{key}={_setting(value)}")
+                words.append(f"{key}={text_of(value)}")
         return ", ".join(words) or ("none of these" if telling else cell.model)
 
     return name_of
 
 
-def _setting(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """How tables and pictures write the value of a setting."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return "+".join(value) or "none"
     return value if isinstance(value, str) else "default" if value is None else canonical(value)
 
 

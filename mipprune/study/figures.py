@@ -95,7 +95,7 @@ def accuracy_figure(model: str, points: Sequence[PrunePoint]) -> Figure:
     else:  # magnitude's masks are repaired like the others, so every way to repair has a line of its own
         for name, colour, _, _ in styled:
             lost = sorted({(p.macs, p.magnitude) for p in points if p.options == name})
-            axis.plot(*zip(*lost), color=colour, linestyle=":", marker="x", linewidth=1, label=f"by magnitude, {name}")
+            axis.plot(*zip(*lost), color=colour, linestyle=":", marker="x", linewidth=1, label=f"by magnitude, {name or 'mipprune'}")
     axis.axhline(points[0].dense, color="0.3", linewidth=1, label="dense")
     axis.set(xlabel="multiply-adds, share of the dense network", ylabel="accuracy on held-out data", title=model)
     axis.xaxis.set_major_formatter("{x:.0%}")
@@ -185,7 +185,7 @@ def _grid(found: Panels, width: float, height: float) -> tuple[Figure, list[Any]
     rows = -(-len(found.panels) // columns)
     figure = _figure(width * columns, height * rows)
     one_quantity, rows_of_dots = bool(found.values), found.over is None
-    axes = list(figure.subplots(rows, columns, squeeze=False, sharex=one_quantity and rows_of_dots,
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharex=one_quantity or not rows_of_dots,
                                 sharey=one_quantity or rows_of_dots).ravel())
     for axis in axes[len(found.panels):]:
         axis.set_axis_off()

@@ -33,7 +33,7 @@ MOST_TABLES = 6
 #: Pictures of one kind; what is beyond is in the tables only, and the report says so.
 MOST_FIGURES = 24
 
-SPARE = ("10 to 90 %", "lowest to highest", "in 95 % interval", "largest gap")
+SPARE = ("10 to 90 %", "lowest to highest", "95 % interval", "in 95 % interval", "largest gap")
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -236,9 +236,8 @@ def _print(console: Console, table: _Table) -> None:
     n_words = 1 if table.brief else table.n_words
     shown = Table(title=escape(table.title), title_justify="left")
     for i in chosen:
-        text = head[i].replace("_", " ")  # a narrow column breaks between words, not within
-        least = min(44, max(len(row[0]) for row in rows)) if table.brief and i == 0 else None
-        shown.add_column(text, justify="left" if i < n_words else "right", overflow="fold", min_width=least)
+        text = head[i].replace("_", "\n" if len(head[i]) > 9 else " ")  # narrow columns break between words only
+        shown.add_column(text, justify="left" if i < n_words else "right", overflow="fold")
     for row in rows:
         shown.add_row(*(escape(row[i]) for i in chosen))
     console.print(shown)

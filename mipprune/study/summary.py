@@ -12,7 +12,7 @@ import numpy as np
 
 from ..records import Record
 from . import gap_kind, paper_kinds  # noqa: F401  their kinds say what is drawn
-from .averages import Averages, averages_of
+from .averages import Averages, averages_of, text_of
 from .cell import StoredCell, canonical
 from .kinds import KINDS
 from .panels import Panels, panels_of
@@ -212,13 +212,9 @@ def _prunings(cells: list[StoredCell]) -> tuple[PrunePoint, ...]:
     groups: dict[tuple[str, str, str], list[StoredCell]] = {}
     for cell in cells:
         assert cell.result is not None
-        options = ", ".join(f"{key}={_shown(cell.inputs[key])}" for key in differ)
+        options = ", ".join(f"{key}={text_of(value)}" for key in differ if (value := cell.inputs[key]) is not None)
         groups.setdefault((cell.model, options, cell.result["task"]), []).append(cell)
     return tuple(_prune_point(*name, group) for name, group in groups.items())
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else "default" if value is None else canonical(value)
 
 
 def _prune_point(model: str, options: str, task: str, cells: list[StoredCell]) -> PrunePoint:
