@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,21 @@ import pytest
 from rich.console import Console
 
 from mipprune.study.cell import Cell, StoredCell
-from mipprune.study.kinds import KINDS, Drawn, Kind
+from mipprune.study.drawn import DRAWN, Drawn
+from mipprune.study.kinds import KINDS, Kind, register_kind
 from mipprune.study.panels import panels_of
 from mipprune.study.report import write_report
 from mipprune.study.sqlite import SqliteStorage
+
+#: A report is made from stored results alone, and importing torch would take longer than making it.
+WITHOUT_TORCH = """
+import pathlib, sys
+from mipprune.study.report import write_report
+from mipprune.study.sqlite import SqliteStorage
+folder = pathlib.Path(sys.argv[1])
+write_report(SqliteStorage(folder / "s.db"), "s", folder / "other")
+sys.exit("torch" in sys.modules)
+"""
 
 
 def cells(results: list[dict[str, Any]], inputs: list[dict[str, Any]], model: str = "net") -> list[StoredCell]:
@@ -104,7 +117,9 @@ def test_figures_show_every_run_and_the_means() -> None:
 
 def test_the_report_draws_what_a_kind_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    monkeypatch.setitem(KINDS, "mine", Kind("mine", None, "nowhere:f", lambda inputs: (), drawn=Drawn(("a",))))
+    for registry in (KINDS, DRAWN):
+        monkeypatch.setitem(registry, "mine", None)  # so that it's forgotten afterwards
+    register_kind(Kind("mine", None, "nowhere:f", lambda inputs: (), drawn=Drawn(("a",))))
     storage = SqliteStorage(tmp_path / "s.db")
     made = [Cell(kind, "net", {"seed": seed, "network": "0", "version": 1}) for kind in ("mine", "tabled")
             for seed in (0, 1)]
@@ -113,6 +128,7 @@ def test_the_report_draws_what_a_kind_says(tmp_path: Path, monkeypatch: pytest.M
     for i, cell in enumerate(made):
         assert storage.claim(cell.key, owner, 60)
         assert storage.finish(cell.key, owner, {"a": float(i)}, 0.1)
+    assert subprocess.run([sys.executable, "-c", WITHOUT_TORCH, str(tmp_path)]).returncode == 0
     files = [file.name for file in write_report(storage, "s", tmp_path / "out")]
     assert files == ["report.html", "report.md", "mine.svg", "mine.png"]
     assert 'alt="mine cells"' in (tmp_path / "out/report.html").read_text()

@@ -7,7 +7,8 @@ from ..lazy import lazy_attributes
 if TYPE_CHECKING:
     from .cell import Cell, StoredCell
     from .comparison import Comparison, ComparisonRow, SolutionRow, compare
-    from .kinds import Drawn, EstimateSection, Kind, register_kind
+    from .drawn import Drawn
+    from .kinds import EstimateSection, Kind, register_kind
     from .plots import plot_comparison
     from .runner import RunSummary
     from .sqlite import SqliteStorage
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Cell": "cell", "StoredCell": "cell",
     "Comparison": "comparison", "ComparisonRow": "comparison", "SolutionRow": "comparison", "compare": "comparison",
-    "Drawn": "kinds", "EstimateSection": "kinds", "Kind": "kinds", "register_kind": "kinds",
+    "Drawn": "drawn", "EstimateSection": "kinds", "Kind": "kinds", "register_kind": "kinds",
     "plot_comparison": "plots",
     "RunSummary": "runner",
     "SqliteStorage": "sqlite",

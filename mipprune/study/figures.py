@@ -95,7 +95,8 @@ def accuracy_figure(model: str, points: Sequence[PrunePoint]) -> Figure:
     else:  # magnitude's masks are repaired like the others, so every way to repair has a line of its own
         for name, colour, _, _ in styled:
             lost = sorted({(p.macs, p.magnitude) for p in points if p.options == name})
-            axis.plot(*zip(*lost), color=colour, linestyle=":", marker="x", linewidth=1, label=f"by magnitude, {name or 'mipprune'}")
+            text = f"by magnitude, {name or 'mipprune'}"
+            axis.plot(*zip(*lost), color=colour, linestyle=":", marker="x", linewidth=1, label=text)
     axis.axhline(points[0].dense, color="0.3", linewidth=1, label="dense")
     axis.set(xlabel="multiply-adds, share of the dense network", ylabel="accuracy on held-out data", title=model)
     axis.xaxis.set_major_formatter("{x:.0%}")

@@ -6,7 +6,8 @@ import dataclasses
 from typing import Annotated, Literal
 
 from ..config import POSITIVE, SEED, SHARE
-from .kinds import Drawn, Kind, of_network, register_kind
+from .drawn import DRAWN
+from .kinds import Kind, of_network, register_kind
 
 __all__ = ["GapBoundSection"]
 
@@ -32,5 +33,5 @@ class GapBoundSection:
     seed: Annotated[int, SEED] = 0
 
 
-register_kind(Kind("gap_bound", GapBoundSection, "mipprune.study.gap_compute:gap_bound", of_network, drawn=Drawn(
-    ("loose_*",), over="keep", together=True, text="bound / measured gap", log=True)))
+register_kind(Kind("gap_bound", GapBoundSection, "mipprune.study.gap_compute:gap_bound", of_network,
+                   drawn=DRAWN["gap_bound"]))

@@ -11,8 +11,9 @@ from ..config import POSITIVE, SEED, SHARE, PruneSection, Rule
 from ..errors import ConfigError
 from ..estimate.methods import INDEX_METHODS
 from .cell import Cell, plain
+from .drawn import DRAWN, Drawn
 
-__all__ = ["AT_LEAST_0", "KINDS", "Drawn", "EstimateSection", "GridCell", "Kind", "PruneSection", "SolveSection",
+__all__ = ["AT_LEAST_0", "KINDS", "EstimateSection", "GridCell", "Kind", "PruneSection", "SolveSection",
            "cell_of", "of_network", "register_kind", "stages_of"]
 
 _CHANCE = Rule("from 0 to 1", lambda value: 0 <= value <= 1)
@@ -98,25 +99,6 @@ Compute = Callable[[dict[str, Any], Any, tuple[bytes, ...]], tuple[dict[str, Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
-    """What the report draws of a kind: a dot per run and the mean of them, or lines over a numeric setting.
-
-    Attributes:
-        results: names of results that are numbers; ``"loss of *"`` stands for all that begin so.
-        over: a numeric setting: lines through the means with bands from lowest to highest; None for rows of dots.
-        together: the results share a unit: a panel per setting with all of them; else a panel per result.
-        text: axis label where they are together.
-        log: logarithmic axis.
-    """
-
-    results: tuple[str, ...]
-    over: str | None = None
-    together: bool = False
-    text: str = ""
-    log: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
 class Kind:
     """A kind of cells.
 
@@ -147,6 +129,8 @@ KINDS: dict[str, Kind] = {}
 def register_kind(kind: Kind) -> Kind:
     """Make a kind known to studies of this process; workers on other backends must import what registers it too."""
     KINDS[kind.name] = kind
+    if kind.drawn is not None:
+        DRAWN[kind.name] = kind.drawn
     return kind
 
 

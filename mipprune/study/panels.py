@@ -8,7 +8,7 @@ from typing import Any
 from ..records import Record
 from .averages import names_of_settings
 from .cell import StoredCell
-from .kinds import Drawn
+from .drawn import Drawn
 
 __all__ = ["Panel", "Panels", "Series", "panels_of"]
 

@@ -6,7 +6,8 @@ import dataclasses
 from typing import Annotated, Literal
 
 from ..config import POSITIVE, SEED, SHARE
-from .kinds import AT_LEAST_0, Drawn, Kind, of_network, register_kind
+from .drawn import DRAWN
+from .kinds import AT_LEAST_0, Kind, of_network, register_kind
 
 __all__ = ["GtapSection", "InteractionsSection", "OamipSection", "RanksSection", "TrainAndPruneSection"]
 
@@ -118,11 +119,10 @@ class TrainAndPruneSection:
 
 
 _HOME = "mipprune.study.paper_compute"
-register_kind(Kind("gtap", GtapSection, f"{_HOME}:gtap", of_network, drawn=Drawn(("accuracy",))))
-register_kind(Kind("ranks", RanksSection, f"{_HOME}:ranks", of_network, drawn=Drawn(
-    ("above best: *",), together=True, text="mean loss above the best set's (nats)")))
+register_kind(Kind("gtap", GtapSection, f"{_HOME}:gtap", of_network, drawn=DRAWN["gtap"]))
+register_kind(Kind("ranks", RanksSection, f"{_HOME}:ranks", of_network, drawn=DRAWN["ranks"]))
 register_kind(Kind("interactions", InteractionsSection, f"{_HOME}:interactions", of_network))
 register_kind(Kind("oamip", OamipSection, f"{_HOME}:oamip", of_network, OamipSection.settled,
-                   drawn=Drawn(("kept", "accuracy"), over="samples")))
+                   drawn=DRAWN["oamip"]))
 register_kind(Kind("train_and_prune", TrainAndPruneSection, f"{_HOME}:train_and_prune", of_network,
-                   drawn=Drawn(("accuracy", "top_eigenvalue"))))
+                   drawn=DRAWN["train_and_prune"]))

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..records import Record
-from . import gap_kind, paper_kinds  # noqa: F401  their kinds say what is drawn
 from .averages import Averages, averages_of, text_of
 from .cell import StoredCell, canonical
-from .kinds import KINDS
+from .drawn import DRAWN
 from .panels import Panels, panels_of
 from .storage import StudyStorage
 from .traces import SolverTraces, traces_of
@@ -148,8 +147,7 @@ def overview(storage: StudyStorage, study: str) -> Overview:
     pairs = found.pop("interactions", [])
     traces = traces_of(found.get("solve", []))
     others = tuple(averages_of(kind, cells) for kind, cells in found.items())
-    pictures = [panels_of(kind, cells, drawn) for kind, cells in found.items()
-                if (drawn := KINDS[kind].drawn if kind in KINDS else None) is not None]
+    pictures = [panels_of(kind, cells, DRAWN[kind]) for kind, cells in found.items() if kind in DRAWN]
     graphs: dict[str, tuple[str, int, tuple[float, ...]]] = {}
     for cell in pairs:
         assert cell.result is not None
