@@ -115,6 +115,7 @@ class _Stage:
         self.running: set[str] = set()
         self.suspects: set[str] = set()  # were running when a worker died
         self.tries: Counter[str] = Counter()
+        self.stillborn = 0  # how often workers died that had no cell
         self.trouble: BaseException | None = None
 
     def run(self, n_jobs: int) -> None:
@@ -134,9 +135,12 @@ class _Stage:
         except StorageError:
             raise
         except Exception as error:  # work() returns its errors, so this is a worker that died, or its backend
-            if not self.running:
-                raise
-            self._lost(f"a worker process died: {type(error).__name__}: {error}")
+            if self.running:
+                self._lost(f"a worker process died: {type(error).__name__}: {error}")
+            else:  # at its start, as on a machine with too much to do, or at its end
+                self.stillborn += 1
+                if self.stillborn > self.settings.retries:
+                    raise
         if self.trouble is not None:
             raise self.trouble
 

@@ -142,7 +142,7 @@ class Study:
         Args:
             n_jobs: cells at a time, through joblib (``joblib.parallel_config`` is obeyed, so Dask and Ray too).
             quick: only the cells of the study file's ``quick`` keys.
-            retries: further attempts at a cell that failed, within this run.
+            retries: further attempts at a cell that failed, and at starting workers, within this run.
             lease: seconds after which a claim of a process that no longer answers is taken over.  A dead process of
                 this machine is noticed at once.
             progress: show a progress bar.
