@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import signal
 import threading
 import time
 import traceback
+import types
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -93,7 +95,7 @@ def work(task: Task) -> Outcome:
     begin, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _interrupts_kept():
             torch.manual_seed(int(task.key[:15], 16))
             result, payload = getattr(importlib.import_module(where), what)(task.inputs, task.network, task.payloads)
         return Outcome(task.key, plain(result), payload, time.perf_counter() - begin, None, False)
@@ -103,6 +105,29 @@ def work(task: Task) -> Outcome:
         return Outcome(task.key, None, None, time.perf_counter() - begin, traceback.format_exc(), hopeless)
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Let Ctrl-C end a cell whatever is in it: searches answer with the best so far, which the inputs don't decide."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield  # no signal comes here
+        return
+    interrupted = False
+
+    def note(number: int, frame: types.FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if interrupted:
+            raise KeyboardInterrupt
 
 
 class _Stage:
