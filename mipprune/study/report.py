@@ -186,7 +186,9 @@ def _left_out(number: int) -> list[str]:
 
 def _errors(found: Overview) -> _Section:
     table = _Table("Failed cells", ["kind", "network", "error"], [list(error) for error in found.errors[:50]], 3)
-    lines = [f"{len(found.errors)} cells failed; `mipprune study status STUDY --errors` shows the whole texts."]
+    number = sum(row.get("failed", 0) for row in found.counts.values())
+    others = f", {number - len(found.errors)} of them because they need one of these" * (number > len(found.errors))
+    lines = [f"{number} cells failed{others}; `mipprune study status STUDY --errors` shows the whole texts."]
     return _Section("Failures", lines, [table], [])
 
 

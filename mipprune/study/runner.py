@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ..errors import MipPruneError, StorageError
 from ..records import Record
-from .cell import plain
+from .cell import NEEDS, plain
 from .kinds import KINDS, GridCell
 from .networks import StudyNetwork
 from .storage import StudyStorage
@@ -203,7 +203,7 @@ class _Stage:
         missing = [need for need in cell.needs if self.storage.state(need) != "done"]
         if missing:
             last = (self.storage.error(missing[0]) or "it isn't there").strip().splitlines()[-1]
-            self.storage.fail(key, self.owner, f"needs cell {missing[0]}, which failed: {last}")
+            self.storage.fail(key, self.owner, f"{NEEDS}{missing[0]}, which failed: {last}")
             self._settle(key, "failed")
             return None
         payloads = tuple(self.settings.payload(need) for need in cell.needs)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..records import Record
 from .averages import Averages, averages_of, text_of
-from .cell import StoredCell, canonical
+from .cell import NEEDS, StoredCell, canonical
 from .drawn import DRAWN
 from .panels import Panels, panels_of
 from .storage import StudyStorage
@@ -110,7 +110,7 @@ class Overview(Record):
         traces: how the searches of the kind "solve" went.
         others: of every other kind that a study asks for.
         panels: pictures of those kinds that say what to draw.
-        errors: kind, network and last line of the error of every failed cell.
+        errors: kind, network and last line of the error of every cell that failed by itself.
         seconds: computing time of all finished cells together.
     """
 
@@ -135,7 +135,9 @@ def overview(storage: StudyStorage, study: str) -> Overview:
     for cell in storage.cells(study):
         counts[cell.kind, cell.state] += 1
         if cell.state == "failed":
-            errors.append((cell.kind, cell.model, (cell.error or "?").strip().splitlines()[-1]))
+            text = (cell.error or "?").strip()
+            if not text.startswith(NEEDS):
+                errors.append((cell.kind, cell.model, text.splitlines()[-1]))
         if cell.state == "done":
             seconds += cell.seconds or 0.0
             if cell.kind not in ("network", "exact"):
