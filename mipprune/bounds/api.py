@@ -20,7 +20,17 @@ def random_pruning(
     model: nn.Module | UnitGraph, data: Any, *, keep: float, delta: float = 0.05, what: str = "neurons"
 ) -> GapBound:
     """Bound that holds with probability 1 - ``delta`` when each neuron (T5) or weight (T6, divided by ``keep`` if it
-    stays) is kept independently with probability ``keep``.  ``what``: ``"neurons"`` or ``"weights"``.
+    stays) is kept independently with probability ``keep``.
+
+    Args:
+        model: a module or its traced graph.
+        data: samples in any form that :func:`mipprune.prune` takes.
+        keep: above 0 and at most 1.
+        delta: above 0 and below 1.
+        what: ``"neurons"`` or ``"weights"``.
+
+    Raises:
+        BudgetError: an argument out of range.
     """
     if what == "neurons":
         return neuron_gap(model, data).random(keep, delta)
@@ -32,6 +42,12 @@ def random_pruning(
 def keep_for(gap: NeuronGap, eps: float, delta: float, tolerance: float = 1e-4) -> float:
     """A keep rate, the smallest but for ``tolerance`` that bisection finds, whose T5 bound on the rms gap is at most
     ``eps``.  What is returned meets it.
+
+    Args:
+        gap: coefficients of the network on its data.
+        eps: the largest gap allowed, in output units.
+        delta: chance that the bound may fail, above 0 and below 1.
+        tolerance: where bisection stops.
 
     Raises:
         InfeasibleError: even a keep rate within ``tolerance`` of 1 doesn't.
@@ -59,6 +75,14 @@ def width_for(
     spirit of 2105.10065: the removed and the remaining weights of a layer are independent with mean 0, so the matrix
     Bernstein inequality bounds ``|D|``, ``|W^|`` and the dense ``|W|``, each with an equal share of delta; the gap is
     at most ``sum_l |W^|^(L-l) |D| |W|^(l-1)``.
+
+    Args:
+        eps, delta: gap and chance, above 0; ``delta`` below 1.
+        depth: number of layers, at least 1.
+        exponent: of the removed share, between 0 and 1.
+        scale: K, above 0.
+        rule: ``"magnitude"`` or ``"random"``.
+        largest: width at which to give up.
 
     Raises:
         BudgetError: arguments out of range.

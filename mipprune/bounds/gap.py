@@ -94,7 +94,11 @@ class NeuronGap(Record):
         return GapBound("T1", frozen_array(values), rms, float(values.max()), terms, None)
 
     def quadratic(self, kept: np.ndarray) -> np.ndarray:
-        """T2: bounds (M,) on the rms gaps of masks (M, n)."""
+        """T2: bounds (M,) on the rms gaps of the masks ``kept``, bool (M, n).
+
+        Raises:
+            DataError: made without samples (on a ball), so that there is no mean over them.
+        """
         if not len(self.margins):
             raise DataError("a gap over a ball has no data to average over: use deterministic()")
         z = (~np.asarray(kept, dtype=bool)).astype(np.float64)
@@ -209,6 +213,14 @@ def neuron_gap_on_ball(model: nn.Module | UnitGraph, example: Any, norm: float) 
     Norms of values are carried forward (``|W| |h| + |b|``; ReLU, gates and pooling as in :func:`backward_gains`), and
     beside them a bound on each entry's size, ``min(|W_i| n + |b_i|, |W_i| a + |b_i|)`` from the norm n and the entries'
     bounds a of what it reads.  They take the place of h in T1.
+
+    Args:
+        model: a module or its traced graph.
+        example: inputs to trace a module with.
+        norm: radius of the ball, at least 0.
+
+    Raises:
+        BudgetError: a negative radius.
     """
     if not (norm >= 0 and math.isfinite(norm)):
         raise BudgetError(f"norm: expected a number of at least 0, got {norm}")

@@ -47,7 +47,14 @@ class Validation(Record):
 
 @torch.no_grad()
 def measured_gaps(graph: UnitGraph, inputs: torch.Tensor, masks: np.ndarray, chunk: int = 1 << 14) -> np.ndarray:
-    """``|f_mask(x) - f(x)|`` of masks (M, n) on inputs (N, ...): float64 (M, N), the network itself in float64."""
+    """``|f_mask(x) - f(x)|`` of masks (M, n) on inputs (N, ...): float64 (M, N), the network itself in float64.
+
+    Args:
+        graph: the traced network.
+        inputs: (N, ...), its one input.
+        masks: bool (M, n_units).
+        chunk: samples times masks that run at a time.
+    """
     model = copy.deepcopy(graph.model).double()
     x = inputs.double()
     double = trace(model, x[:1])
@@ -66,7 +73,17 @@ def validate_neurons(
     model: nn.Module | UnitGraph, data: Any, *, keep: float = 0.8, delta: float = 0.05, n_masks: int = 1000,
     seed: int = 0, gap: NeuronGap | None = None,
 ) -> Validation:
-    """Random masks that keep each unit with probability ``keep``, measured against T1, T2 and T5 of ``neuron_gap``."""
+    """Random masks that keep each unit with probability ``keep``, measured against T1, T2 and T5 of :func:`neuron_gap`.
+
+    Args:
+        model: a module or its traced graph.
+        data: samples in any form that :func:`mipprune.prune` takes.
+        keep: above 0 and at most 1.
+        delta: above 0 and below 1.
+        n_masks: masks to measure.
+        seed: of the masks.
+        gap: the coefficients, if they are at hand.
+    """
     if not isinstance(model, UnitGraph):
         model = trace(model, tuple(x[:1] for x in read_data(data, model).inputs))
     samples = as_data(data, model)
@@ -142,6 +159,9 @@ def validate_weights(
     are against T3 and T4, divided by ``keep`` (new masks) against T6; and the mask by magnitude against T3 and T4.
 
     ``n_masks`` times the norms of the pruned layers, O(n^3) each, for T4.
+
+    Args:
+        model, data, keep, delta, n_masks, seed: as in :func:`validate_neurons`.
 
     Raises:
         BudgetError: a keep or delta out of range.

@@ -62,7 +62,11 @@ class WeightMasks:
         return dataclasses.replace(self.network, nodes=tuple(nodes))
 
     def pruned(self, masks: Masks) -> dict[str, np.ndarray]:
-        """The weights that ``masks`` (name -> bool, True = kept) leave; layers without a mask keep all."""
+        """The weights that ``masks`` (name -> bool, True = kept) leave; layers without a mask keep all.
+
+        Raises:
+            DataError: a mask of an unknown name or another shape.
+        """
         for name, mask in masks.items():
             if name not in self.weights:
                 raise DataError(f"no weight {name!r}; known: {', '.join(self.weights)}")
@@ -119,6 +123,9 @@ class WeightMasks:
         |D|``, ``|D|`` by the matrix Bernstein inequality (Tropp 2012, Theorem 1.6), ``P(|D| >= t) <= (m + n) exp(-t^2 /
         (2 v + 2 L t / 3))``, v = (1 - p) / p times the largest squared row or column norm, as no weight stands twice in
         a row or column.  A union bound gives each event the same share of delta; tied layers don't matter to it.
+
+        Raises:
+            BudgetError: ``keep`` or ``delta`` out of range.
         """
         if not 0 < keep <= 1:
             raise BudgetError(f"keep: expected a probability above 0 and up to 1, got {keep}")
@@ -166,7 +173,16 @@ class WeightMasks:
 
 
 def magnitude_masks(weights: Mapping[str, np.ndarray], keep: float, scope: str = "layer") -> dict[str, np.ndarray]:
-    """Masks (True = kept) of the largest ``keep`` share of each layer's weights, or of all layers together."""
+    """Masks (True = kept) of the largest ``keep`` share of the weights.
+
+    Args:
+        weights: name -> weight.
+        keep: share that stays, above 0 and at most 1.
+        scope: ``"layer"`` for the largest of each layer, ``"global"`` for those of all layers together.
+
+    Raises:
+        BudgetError: ``keep`` or ``scope`` out of range.
+    """
     if not 0 < keep <= 1:
         raise BudgetError(f"keep: expected a share above 0 and up to 1, got {keep}")
     if scope not in ("layer", "global"):
@@ -186,13 +202,30 @@ def magnitude_pruning(model: nn.Module | UnitGraph, data: Any, *, keep: float, s
     """T4 for pruning by magnitude: the largest ``keep`` share of the weights stays, per layer or ``"global"``.
 
     Deterministic: holds for this network and these data.  O(n^3) for the norms of the pruned layers.
+
+    Args:
+        model: a module or its traced graph.
+        data: samples in any form that :func:`mipprune.prune` takes.
+        keep, scope: see :func:`magnitude_masks`.
+
+    Raises:
+        BudgetError: ``keep`` or ``scope`` out of range.
     """
     found = WeightMasks(model, data)
     return found.after(found.pruned(magnitude_masks(found.weights, keep, scope)))
 
 
 def weight_gap(model: nn.Module | UnitGraph, data: Any, masks: Masks) -> GapBound:
-    """T3 for weight masks (name of the weight -> bool array, True = kept), unrescaled; linear in the masks."""
+    """T3 for weight masks, unrescaled; linear in the masks.
+
+    Args:
+        model: a module or its traced graph.
+        data: samples in any form that :func:`mipprune.prune` takes.
+        masks: name of the weight -> bool array of its shape, True = kept.
+
+    Raises:
+        DataError: a mask of an unknown name or another shape.
+    """
     return WeightMasks(model, data).componentwise(masks)
 
 
@@ -202,6 +235,14 @@ def removed_norm(removed: float, scale: float = 1.0, rule: str = "magnitude") ->
     The removed entries are independent with mean 0 and variance s^2 / d, so the norm goes to 2 s.  s^2 is
     ``q^3 scale^2 / 3`` when the smallest share q = ``removed`` goes and ``q scale^2 / 3`` when any go ("random"), which
     gives ``2 K q^(3/2) / sqrt 3`` and ``2 K q^(1/2) / sqrt 3``.
+
+    Args:
+        removed: the share q, from 0 to 1.
+        scale: K, above 0.
+        rule: ``"magnitude"`` or ``"random"``.
+
+    Raises:
+        BudgetError: an argument out of range.
     """
     if not 0 <= removed <= 1:
         raise BudgetError(f"removed: expected a share from 0 to 1, got {removed}")
