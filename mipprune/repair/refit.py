@@ -24,6 +24,11 @@ RIDGES = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)
 class DenseRun:
     """What the dense network computes on some data wherever a refit needs it, kept in memory.
 
+    Args:
+        graph: the traced dense network.
+        data: calibration samples.
+        batch_size: samples at a time.
+
     Attributes:
         data: the data.
         layers: node name -> layer.
@@ -85,7 +90,9 @@ def refit(
     Costs one pass over the data and, per layer with D inputs and m outputs at R positions, O(R D^2 + D^3 + D^2 m).
 
     Args:
+        graph: the traced dense network.
         kept: bool (n_units,).
+        small: what surgery made of it.
         data: inputs; targets aren't used.
         ridge: relative to the mean variance of the layer's inputs.
 
