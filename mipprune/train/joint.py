@@ -96,7 +96,13 @@ class TrainAndPruneReport(Record):
 
 @dataclasses.dataclass(frozen=True)
 class TrainAndPruneResult:
-    """The trained, smaller network in evaluation mode, the plan that cuts the dense one to its shape, the account."""
+    """What :func:`train_and_prune` returns.
+
+    Attributes:
+        model: the trained, smaller network in evaluation mode.
+        plan: cuts the dense network to its shape.
+        report: the account; printing the result prints it.
+    """
 
     model: nn.Module
     plan: PrunePlan
@@ -149,10 +155,13 @@ def train_and_prune(
         threshold: K, the radius that is free.
         aggregate: ``"sum"`` or ``"max"`` over layers.
         schedule: when units leave; :class:`CubicSchedule` by default.
+        epochs, batch_size: of the training.
         lr: highest learning rate.
+        weight_decay: of AdamW.
         sharpness_aware: radius of the ascent step of SAM (2010.01412), the other way to flat minima; 0 is plain.
         pin, min_keep: layers to leave alone; fewest units of every group.
         holdout: data for the report alone; a number is the share of ``data`` to set apart.
+        solver: of the programs, see :func:`mipprune.solve`.
         selection_samples: training samples, the first of a seeded order, that units are chosen and sharpness is
             measured on.
         checkpoint: a file that the run saves itself to after every epoch and goes on from if it is there.  A resumed
