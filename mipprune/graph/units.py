@@ -46,12 +46,19 @@ class UnitGroup:
 
     @property
     def units(self) -> slice:
+        """Numbers of the group's units in the whole network."""
         return slice(self.offset, self.offset + self.size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pinned:
-    """Outputs of a layer that can't be pruned, and why."""
+    """Outputs of a layer that can't be pruned, and why.
+
+    Attributes:
+        module: path of the layer.
+        n_units: how many outputs.
+        reason: in words, with the operation and its source line.
+    """
 
     module: str
     n_units: int
@@ -102,6 +109,7 @@ class UnitGraph:
 
     @property
     def n_units(self) -> int:
+        """Units of all groups together."""
         return self.costs.n_units
 
     def group(self, name: str) -> UnitGroup:
@@ -122,7 +130,7 @@ class UnitGraph:
         raise UnknownLayerError(f"no prunable layer {name!r}; {hint}")
 
     def units_of(self, names: Iterable[str]) -> np.ndarray:
-        """Bool mask (n_units,) of all units of the named layers; a string is one name."""
+        """Bool mask (n_units,) of all units of the layers called ``names``; a string is one name."""
         mask = np.zeros(self.n_units, dtype=bool)
         for name in (names,) if isinstance(names, str) else names:
             mask[self.group(name).units] = True
