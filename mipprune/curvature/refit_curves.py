@@ -73,8 +73,12 @@ def refit_curves(
     follow by block elimination, O(D^2 b) a step.
 
     Args:
+        graph: the traced network.
+        data: calibration samples; targets aren't used.
         pinned: bool (n_units,), units that stay; they come last in ``order``.
+        ridge: added to G's diagonal, relative to its mean.
         temperature: t of the softened KL divergence, which is multiplied by t^2 as in distillation.
+        probes, seed: of the output metrics, see :func:`output_metrics`.
     """
     pinned = np.zeros(graph.n_units, dtype=bool) if pinned is None else pinned
     readers = _measured(graph, data, ridge, temperature, probes, seed)
@@ -92,6 +96,7 @@ def refit_errors(
 
     Args:
         kept: bool (n_units,); every group is taken apart, as the curves do.
+        graph, data, ridge, temperature, probes, seed: as in :func:`refit_curves`.
     """
     out = np.zeros(len(graph.groups))
     readers = _measured(graph, data, ridge, temperature, probes, seed)

@@ -69,13 +69,19 @@ class Branch:
 
 @dataclasses.dataclass(frozen=True)
 class CoarseUnit:
-    """A unit that stands for one residual branch, or for all those of a block."""
+    """A unit that stands for one residual branch, or for all those of a block.
+
+    Attributes:
+        name: of the branch, or of the block.
+        branches: what leaves with it.
+    """
 
     name: str
     branches: tuple[Branch, ...]
 
     @property
     def removals(self) -> tuple[Removal, ...]:
+        """The modules that leave, of all its branches."""
         return tuple(removal for branch in self.branches for removal in branch.removals)
 
     def answers_to(self, name: str) -> bool:

@@ -19,7 +19,17 @@ __all__ = ["Context", "Labels", "Masked", "Value"]
 
 
 class Context:
-    """What a rule may do besides returning labels."""
+    """What a rule may do besides returning labels.  Tracing makes one; rules get it as their first argument.
+
+    Args:
+        space: the labels of the network.
+        captured: its operations.
+        shapes: shapes of its parameters and buffers by name.
+        ignore: module paths whose operations pin what they touch.
+
+    Attributes:
+        node: the operation that the rule is asked about.
+    """
 
     def __init__(
         self, space: LabelSpace, captured: Capture, shapes: Mapping[str, tuple[int, ...]], ignore: Sequence[str] = ()
@@ -66,13 +76,15 @@ class Context:
         return torch.zeros(self.shape if shape is None else tuple(shape), dtype=torch.int64)
 
     def pin(self, labels: Labels, reason: str) -> None:
+        """Units of ``labels`` can't be pruned, for this ``reason``, which users read with the operation's place."""
         self.space.pin(labels, f"{reason} ({describe(self.node, source=False)})")
 
     def couple(self, left: Labels, right: Labels) -> None:
+        """Units of ``left`` and ``right``, entry by entry, live and die together; 0 pins its partner."""
         self.space.couple(left, right, f"tied to values that can't be pruned ({describe(self.node, source=False)})")
 
     def carry(self, value: Value | Labels) -> tuple[int | None, Labels]:
-        """The dimension that units lie along, and their labels (size,); ``(None, [])`` when there are none."""
+        """The dimension of ``value`` that units lie along, and their labels (size,); ``(None, [])`` without units."""
         labels = value.labels if isinstance(value, Value) else value
         varying = [d for d in range(labels.ndim)
                    if labels.shape[d] > 1 and bool((labels != labels.narrow(d, 0, 1)).any())]
@@ -93,7 +105,7 @@ class Context:
         return labels.reshape(view).expand(tuple(shape))
 
     def features(self, value: Value, dim: int) -> Labels:
-        """Labels along ``dim``, shape (size,); units that lie along another dimension are pinned, and read as 0."""
+        """Labels of ``value`` along ``dim``, shape (size,); units along another dimension are pinned, and read as 0."""
         found, labels = self.carry(value)
         size = value.labels.shape[dim]
         if found == dim % value.labels.ndim:
@@ -175,7 +187,14 @@ class Context:
     # -- reads, costs, makers ----------------------------------------------------------------------------------------
 
     def read(self, labels: Labels, dim: int, argument: Argument = 0, masked: Masked | None = None) -> None:
-        """Units of ``labels`` along ``dim`` of argument ``argument`` are read here: the place where masks act."""
+        """Units of ``labels`` along ``dim`` of argument ``argument`` are read here: the place where masks act.
+
+        Args:
+            labels: (size,), units of that dimension; 0 where there is none.
+            dim: of the argument.
+            argument: its position or keyword in the operation's call.
+            masked: how the operation is run when being 0 isn't the same as being absent, as in an average.
+        """
         if not bool(labels.any()):
             return
         source = argument_of(self.node.args, argument)
@@ -192,6 +211,14 @@ class Context:
     def contract(self, x: Value, dim: int, weight: Value, w_in: int, w_out: int, factor: int,
                  argument: Argument = 0) -> Labels:
         """``x`` along ``dim`` is multiplied by ``weight``: couples the columns, notes the read and the cost.
+
+        Args:
+            x: what is multiplied.
+            dim: its dimension that the sum runs over.
+            weight: a parameter, or computed.
+            w_in, w_out: dimensions of the weight that are summed over, and that make the output's units.
+            factor: multiply-adds per sample for one column and one row.
+            argument: position or keyword of ``x`` in the operation's call.
 
         Returns:
             The labels of the weight's rows; zeros where the weight is computed, not a parameter.

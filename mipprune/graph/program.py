@@ -25,6 +25,10 @@ class Program:
     A gate multiplies what a unit's readers get: 1 keeps the unit, 0 removes its whole contribution, and values in
     between are what gate derivatives are taken at.  Gates have shape (n_units,) for all samples alike, or
     (N, n_units) for each sample its own.
+
+    Args:
+        model: the network that was captured; its tensors are read at every run.
+        captured: its operations.
     """
 
     def __init__(self, model: nn.Module, captured: Capture) -> None:
@@ -42,7 +46,7 @@ class Program:
         self.batch_dims |= dict.fromkeys(captured.inputs, 0)
 
     def bind(self, edges: Sequence[MaskEdge], units: Sequence[np.ndarray], n_units: int) -> None:
-        """Tell which units every edge reads (-1: not prunable)."""
+        """Tell which ``units`` every one of the ``edges`` reads (-1: not prunable), of ``n_units`` there are."""
         self.n_units = n_units
         for edge, numbers in zip(edges, units, strict=True):
             if (numbers >= 0).any():
@@ -78,7 +82,7 @@ class Program:
 
     @property
     def averaged(self) -> np.ndarray:
-        """Bool (n_units,): units that take part in an average (a layer-norm), where being 0 isn't being absent."""
+        """Units that take part in an average (a layer-norm), where being 0 isn't being absent: bool (n_units,)."""
         found = np.zeros(self.n_units + 1, dtype=bool)
         for read in itertools.chain(*self._reads.values()):
             if read.masked is not None:
@@ -114,7 +118,7 @@ class Program:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def activations(self, inputs: Sequence[torch.Tensor], units: slice) -> torch.Tensor:
-        """What the units hand to their first reader, averaged over positions: shape (N, number of units)."""
+        """What ``units`` hand to their first reader on ``inputs``, averaged over positions: (N, number of units)."""
         reader = next(n for n in self.captured.nodes if self.reads(n.name, units))
         read = next(r for r in self._reads[reader.name] if overlaps(r, units))
         source = argument_of(reader.args, read.argument).name

@@ -49,12 +49,19 @@ class UnitGroup:
 
     @property
     def units(self) -> slice:
+        """Numbers of the group's units in the whole network."""
         return slice(self.offset, self.offset + self.size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pinned:
-    """Outputs of a layer that can't be pruned, and why."""
+    """Outputs of a layer that can't be pruned, and why.
+
+    Attributes:
+        module: path of the layer.
+        n_units: how many outputs.
+        reason: in words, with the operation and its source line.
+    """
 
     module: str
     n_units: int
@@ -129,6 +136,7 @@ class UnitGraph:
 
     @property
     def n_units(self) -> int:
+        """Units of all groups together."""
         return self.costs.n_units
 
     def group(self, name: str) -> UnitGroup:
@@ -149,7 +157,7 @@ class UnitGraph:
         raise UnknownLayerError(f"no prunable layer {name!r}; {hint}")
 
     def units_of(self, names: Iterable[str]) -> np.ndarray:
-        """Bool mask (n_units,) of all units of the named layers; a string is one name.
+        """Bool mask (n_units,) of all units of the layers called ``names``; a string is one name.
 
         Coarse units are named one by one, by the branch or by any of its modules.
         """

@@ -23,6 +23,10 @@ class CutNetwork:
     A search repairs hundreds of networks; cutting tensors and running the captured operations costs a fraction of
     copying modules.  :meth:`write` carries the tensors over to the module that surgery made.
 
+    Args:
+        graph: the traced dense network.
+        kept: bool (n_units,).
+
     Attributes:
         tensors: node name of the captured program -> parameter, buffer or constant, at the kept sizes.
         dead: names of operations that left with a branch.
@@ -71,11 +75,11 @@ class CutNetwork:
 
     @torch.no_grad()
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Output of the small network."""
+        """Output of the small network for the tensors ``inputs``, in the order of its arguments."""
         return self.evaluate(inputs, self.tensors)
 
     def evaluate(self, inputs: Sequence[torch.Tensor], tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Output of the small network with other ``tensors`` (node name -> tensor), differentiable in them."""
+        """Output for ``inputs`` with other ``tensors`` (node name -> tensor), differentiable in them."""
         captured = self.graph.program.captured
         env: dict[str, Any] = dict(zip(captured.inputs, inputs, strict=True))
         for node in captured.nodes:
@@ -92,7 +96,7 @@ class CutNetwork:
                 own[self._names[node]].copy_(tensor)
 
     def step(self, node: fx.Node, env: dict[str, Any], batch: int) -> Any:
-        """Result of one operation on the values in ``env``."""
+        """Result of one operation on the values in ``env``, for ``batch`` samples."""
         return self._result(node, env, self.tensors, batch)
 
     def _result(self, node: fx.Node, env: dict[str, Any], tensors: dict[str, torch.Tensor], batch: int) -> Any:

@@ -34,6 +34,9 @@ class Sweep:
     """One pass through the operations, all batches in lockstep.
 
     Args:
+        cut: the smaller network, whose tensors are changed.
+        dense: the dense network's values on the same data.
+        ridge: relative damping; by default generalised cross-validation chooses one per layer.
         before: a finished sweep over the same :class:`DenseRun`; what comes before the first operation that the two
             masks differ in is taken from it.
         remember: keep what the next sweep needs for that.

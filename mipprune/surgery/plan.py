@@ -43,7 +43,14 @@ class KeptUnits(Record):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TensorCut(Record):
-    """Which indices of one dimension of one parameter or buffer stay (int64, ascending, dense numbering)."""
+    """Which indices of one dimension of one parameter or buffer stay.
+
+    Attributes:
+        tensor: name of the parameter or buffer.
+        dim: the dimension that is cut.
+        size: its dense size.
+        kept: the indices that stay, int64, ascending, in the dense numbering.
+    """
 
     tensor: str
     dim: int
@@ -95,7 +102,11 @@ class PrunePlan(Record):
 
     @classmethod
     def from_mask(cls, graph: UnitGraph, kept: np.ndarray) -> Self:
-        """The plan that keeps the units of the bool mask ``kept`` of shape (graph.n_units,)."""
+        """The plan that keeps the units of the bool mask ``kept`` of shape (graph.n_units,).
+
+        Raises:
+            PlanError: a mask of another shape, or one that empties a group that must not be empty.
+        """
         kept = np.asarray(kept, dtype=bool)
         if kept.shape != (graph.n_units,):
             raise PlanError(f"expected a mask of {graph.n_units} units, got shape {kept.shape}")
@@ -125,10 +136,12 @@ class PrunePlan(Record):
 
     @property
     def n_kept(self) -> int:
+        """Units that stay."""
         return sum(len(g.kept) for g in self.groups)
 
     @property
     def n_units(self) -> int:
+        """Units of the dense network."""
         return sum(g.size for g in self.groups)
 
     def kept_indices(self, tensor: str) -> dict[int, np.ndarray]:
@@ -238,7 +251,11 @@ class PrunePlan(Record):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a plan; :class:`PlanError` on a file that isn't one, or whose indices make no sense."""
+        """Read a plan from the JSON file ``path``.
+
+        Raises:
+            PlanError: the file isn't a plan, or its indices make no sense.
+        """
         try:
             return cls.from_dict(read_json(path)).checked()
         except OSError:
@@ -247,7 +264,11 @@ class PrunePlan(Record):
             raise PlanError(f"{path}: not a prune plan ({error})") from error
 
     def checked(self) -> Self:
-        """The plan itself, once its indices are known to be in range and ascending."""
+        """The plan itself, once its indices are known to be in range and ascending.
+
+        Raises:
+            PlanError: they aren't.
+        """
         for what, size, kept in [(g.group, g.size, g.kept) for g in self.groups] + [
             (c.tensor, c.size, c.kept) for c in self.cuts
         ]:

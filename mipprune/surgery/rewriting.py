@@ -45,7 +45,7 @@ class SizeRewrite(Record):
 
     @classmethod
     def of(cls, found: RewriteSite, kept: np.ndarray) -> Self:
-        """What becomes of a size when the mask ``kept`` stays."""
+        """What becomes of the size ``found`` when the mask ``kept`` stays."""
         site, size = found.slot.site, found.size
         return cls(
             site.module, site.method, found.code, *site.position, tuple(str(kind) for kind in site.structure),
@@ -55,6 +55,7 @@ class SizeRewrite(Record):
 
     @property
     def slot(self) -> Slot:
+        """Where the size stands, as capture names it."""
         structure = tuple(kind if kind in ("i", "x") else int(kind) for kind in self.structure)
         position = (self.line, self.column, self.end_line, self.end_column)
         return Slot(CallSite(self.module, self.method, *position, structure), self.item)
