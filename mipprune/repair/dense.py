@@ -108,7 +108,7 @@ class DenseRun:
         return layer.on_grid(value, grid)
 
     def target(self, node: fx.Node, layer: Layer, batch: int, rows: Rows) -> torch.Tensor:
-        """Dense values of ``node`` as columns (m, R), ``layer``'s outputs in their order at these ``rows``; made once."""
+        """Dense values of ``node`` as columns (m, R) at these ``rows``, in the order of ``layer``'s outputs."""
         key = (node.name, batch, rows[0].start, rows[0].stop, rows[1])
         if key not in self._columns:
             value = self.select(self.targets[batch][node.name], node, layer, batch, rows)
