@@ -10,5 +10,6 @@ from .verify import Verification, verify
 
 __all__ = [
     "COARSE", "AttributeRepair", "ConfigChange", "KeptUnits", "ModuleRemoval", "PrunePlan", "SizeRewrite", "TensorCut",
-    "Verification", "allow_empty", "coarsen", "load", "load_plan", "save", "sync_config", "transfer_optimizer", "verify",
+    "Verification", "allow_empty", "coarsen", "load", "load_plan", "save", "sync_config", "transfer_optimizer",
+    "verify",
 ]
