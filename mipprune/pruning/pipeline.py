@@ -93,7 +93,7 @@ def prune(
             Latency is measured again on the pruned network; where the table was wrong, the problem is solved again
             under another limit, at most three times, and the report says what was reached.
         tolerance: ``LossIncrease(nats)``: the pruned, repaired network's mean cross-entropy on the calibration data
-            exceeds the dense one's by at most that (with refits, a network refitted on two thirds of it also keeps to it
+            exceeds the dense one's by at most that (with refits, what was refitted on two thirds of it also keeps to it
             on the rest); or ``AccuracyDrop(drop, confidence)``: the smallest network on a
             ladder of budgets whose accuracy provably falls by at most that
             (:func:`~mipprune.pruning.ladder.climb_down`); exactly one of ``budget`` and ``tolerance`` is given.
