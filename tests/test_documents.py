@@ -22,12 +22,13 @@ from mipprune.config import load_config
 from mipprune.demo import DigitsCNN, digits_mlp, run_demo
 from mipprune.graph.registry import RULES
 from mipprune.solver.registry import BACKENDS
+from mipprune.study.drawn import DRAWN
 from mipprune.study.files import read_study_file
 from mipprune.study.kinds import KINDS
 from mipprune.testing import StorageContract
 
 ROOT = Path(__file__).parent.parent
-REGISTRIES = (RULES, BACKENDS, KINDS)
+REGISTRIES = (RULES, BACKENDS, KINDS, DRAWN)
 KEYS = {
     "model", "task", "dense_accuracy", "pruned_accuracy", "units_total", "units_kept", "macs_ratio", "params_ratio",
     "objective", "bound", "gap", "termination", "proved", "mask_vs_surgery_max_abs_diff", "seconds",

@@ -18,7 +18,7 @@ from mipprune.curvature import RefitCurve, refit_curves
 from mipprune.demo import train
 from mipprune.errors import BudgetError, ConfigError, DataError, InfeasibleError
 from mipprune.game import as_data
-from mipprune.pruning import search
+from mipprune.pruning import refit_search
 from mipprune.pruning.certificate import certify_accuracy, clopper_pearson_upper
 from mipprune.pruning.diagnosis import diagnose
 from mipprune.pruning.widths import RefitOracle, UnitExchange, WidthSearch
@@ -135,7 +135,9 @@ def test_the_search_starts_at_the_best_of_its_starts() -> None:
         curves, costs, {"macs": costs.cost("macs", np.array([5, 5]))}, widths_from(curves, 1, 1),
         lambda kept: abs(float(costs.counts(kept)[0]) - 2),
     )
-    assert widths.best_start([np.array([5, 5]), np.array([2, 8]), np.array([4, 6])]).tolist() == [2, 8]
+    for start in ([5, 5], [2, 8], [4, 6]):
+        widths.judge(np.array(start))
+    assert widths.finalists(1)[0][0].tolist() == [2, 8]
 
 
 def test_leftover_budget_is_filled_up() -> None:
@@ -235,13 +237,13 @@ def test_the_oracle_judges_on_what_the_refit_did_not_see(mlp: nn.Module, digits_
     graph = mp.trace(mlp, digits_flat.train[0][:1])
     data = as_data(digits_flat.train, graph)
     oracle = RefitOracle(graph, data, as_data(digits_flat.calibration, graph))
-    assert len(oracle.fit.data) + len(oracle.logits) == len(data) + len(digits_flat.calibration[1])
+    assert len(oracle.fit.data) + len(oracle.fit.judged_logits) == len(data) + len(digits_flat.calibration[1])
     kept = np.ones(graph.n_units, dtype=bool)
     assert oracle(kept) == pytest.approx(0, abs=1e-6)
     kept[:12] = False
     assert oracle(kept) > 0.01
     fitted = RefitOracle(graph, data, None, head=True)
-    assert fitted(kept) == fitted(kept) > 0  # the cross-entropy of the labels, after the head's fit
+    assert fitted(kept) == fitted(kept) > 0  # of labels and dense logits, after the head's fit
     assert fitted(np.ones(graph.n_units, dtype=bool)) < fitted(kept)
 
 
@@ -249,7 +251,7 @@ def test_interrupted_while_searching_widths(mlp: nn.Module, digits_flat: Any, mo
     def stop(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(search, "RefitOracle", stop)
+    monkeypatch.setattr(refit_search, "RefitOracle", stop)
     result = mp.prune(mlp, digits_flat.train, budget=mp.Macs(0.5), holdout=digits_flat.test, progress=False)
     assert result.solution.termination == "interrupted"
     assert result.report.ratio("macs") <= 0.5
@@ -291,8 +293,8 @@ def test_certificate_counts(mlp: nn.Module, digits_flat: Any) -> None:
 
 
 def test_accuracy_drop_goes_down_the_ladder(mlp: nn.Module, digits_flat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "FEWEST_TRIALS", 3)
-    monkeypatch.setattr(search, "MOST_TRIALS", 3)
+    monkeypatch.setattr(refit_search, "FEWEST_TRIALS", 3)
+    monkeypatch.setattr(refit_search, "MOST_TRIALS", 3)
     drop = mp.AccuracyDrop(0.05, confidence=0.9)
     result = mp.prune(mlp, digits_flat.train, holdout=digits_flat.test, tolerance=drop, minimize="macs", progress=False)
     certificate = result.report.certificate

@@ -63,6 +63,12 @@ def keep_for(gap: NeuronGap, eps: float, delta: float, tolerance: float = 1e-4) 
     """A keep rate, the smallest but for ``tolerance`` that bisection finds, whose T5 bound on the rms gap is at most
     ``eps``.  What is returned meets it.
 
+    Args:
+        gap: coefficients of the network on its data.
+        eps: the largest gap allowed, in output units.
+        delta: chance that the bound may fail, above 0 and below 1.
+        tolerance: where bisection stops.
+
     Raises:
         BudgetError: an eps below 0, a tolerance outside (0, 1).
         InfeasibleError: even a keep rate within ``tolerance`` of 1 doesn't.
@@ -92,6 +98,14 @@ def width_for(
     spirit of 2105.10065: the removed and the remaining weights of a layer are independent with mean 0, so the matrix
     Bernstein inequality bounds ``|D|``, ``|W^|`` and the dense ``|W|``, each with an equal share of delta; the gap is
     at most ``sum_l |W^|^(L-l) |D| |W|^(l-1)``.
+
+    Args:
+        eps, delta: gap and chance, above 0; ``delta`` below 1.
+        depth: number of layers, at least 1.
+        exponent: of the removed share, between 0 and 1.
+        scale: K, above 0.
+        rule: ``"magnitude"`` or ``"random"``.
+        largest: width at which to give up.
 
     Raises:
         BudgetError: arguments out of range.

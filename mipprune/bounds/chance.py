@@ -61,6 +61,7 @@ def chance_constrained(
             ``"samples"``: a row for each sample, each of which holds with probability 1 - ``delta``.
         costs: float64 (n,), at least 0; one per unit by default, so that the expected number of units is least.
         draws: masks to draw, at least 1; O(draws x rows x n).
+        seed: of the draws.
 
     Raises:
         InfeasibleError: ``eps`` is below the tail of a row, so that even ``p = 1`` doesn't meet it; or no drawn mask

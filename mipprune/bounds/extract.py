@@ -45,6 +45,7 @@ def piecewise_linear(graph: UnitGraph, joined: bool = True) -> PiecewiseLinear:
     it per entry of its input, whatever its kind; meant for networks of up to some ten thousand activations.
 
     Args:
+        graph: the traced network.
         joined: neighbouring affine maps become one and gates move to where the units are made.  Otherwise only
             batch-norms are folded, gates stay in front of what reads them, and layers know their weights
             (:class:`~mipprune.bounds.network.Layer`).

@@ -95,7 +95,11 @@ class NeuronGap(Record):
         return GapBound("T1", frozen_array(values), rms, float(values.max()), terms, None)
 
     def quadratic(self, kept: np.ndarray) -> np.ndarray:
-        """T2: bounds (M,) on the rms gaps of masks (M, n)."""
+        """T2: bounds (M,) on the rms gaps of the masks ``kept``, bool (M, n).
+
+        Raises:
+            DataError: made without samples (on a ball), so that there is no mean over them.
+        """
         if not len(self.margins):
             raise DataError("a gap over a ball has no data to average over: use deterministic()")
         z = (~np.asarray(kept, dtype=bool)).astype(np.float64)

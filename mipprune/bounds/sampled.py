@@ -33,6 +33,7 @@ def sampled_pruning(
     and T6 are proved and loose.  It says nothing about masks that were chosen.
 
     Args:
+        model, data, keep, what: as in :func:`random_pruning`.
         n_masks: masks to draw, by default four times the fewest that are enough; ``n_masks`` times N forward passes.
         seed: of the masks.
 

@@ -49,7 +49,7 @@ class Validation(Record):
 
 @torch.no_grad()
 def measured_gaps(graph: UnitGraph, inputs: torch.Tensor, masks: np.ndarray, chunk: int = 1 << 14) -> np.ndarray:
-    """``|f_mask(x) - f(x)|`` of masks (M, n) on inputs (N, ...): float64 (M, N), the network itself in float64.
+    """``|f_mask(x) - f(x)|`` of masks (M, n) on inputs (N, ...): float64 (M, N), the network of ``graph`` in float64.
 
     M x N forward passes, ``chunk`` samples at a time.
     """
@@ -74,8 +74,9 @@ def validate_neurons(
     """Random masks that keep each unit with probability ``keep``, measured against T1, T2 and T5 of ``neuron_gap``.
 
     Args:
+        model, data: as in :func:`random_pruning`; N samples.
         keep: from 0 to 1; delta: of T5.
-        n_masks: at least 1; ``n_masks`` times N forward passes in float64.
+        n_masks, seed: of the masks; at least 1, ``n_masks`` times N forward passes in float64.
         gap: what :func:`~mipprune.bounds.neuron_gap` found before, if it did.
 
     Raises:
@@ -157,6 +158,9 @@ def validate_weights(
     are against T3 and T4, divided by ``keep`` (new masks) against T6; and the mask by magnitude against T3 and T4.
 
     ``n_masks`` times the norms of the pruned layers, O(n^3) each, for T4.
+
+    Args:
+        model, data, keep, delta, n_masks, seed: as in :func:`validate_neurons`.
 
     Raises:
         BudgetError: a keep or delta out of range, no mask.

@@ -63,7 +63,11 @@ class WeightMasks:
         return dataclasses.replace(self.network, nodes=tuple(nodes))
 
     def pruned(self, masks: Masks) -> dict[str, np.ndarray]:
-        """The weights that ``masks`` (name -> bool, True = kept) leave; layers without a mask keep all."""
+        """The weights that ``masks`` (name -> bool, True = kept) leave; layers without a mask keep all.
+
+        Raises:
+            DataError: a mask of an unknown name or another shape.
+        """
         for name, mask in masks.items():
             if name not in self.weights:
                 raise DataError(f"no weight {name!r}; known: {', '.join(self.weights)}")
@@ -224,7 +228,12 @@ def magnitude_pruning(model: nn.Module | UnitGraph, data: Any, *, keep: float, s
 
 
 def weight_gap(model: nn.Module | UnitGraph, data: Any, masks: Masks) -> GapBound:
-    """T3 for weight masks (name of the weight -> bool array, True = kept), unrescaled; linear in the masks.
+    """T3 for weight masks, unrescaled; linear in the masks.
+
+    Args:
+        model: a module or its traced graph.
+        data: anything :func:`mipprune.prune` takes.
+        masks: name of the weight -> bool array, True = kept.
 
     Raises:
         DataError: a name that isn't the weight of a linear layer or convolution, a mask of another shape.

@@ -33,6 +33,8 @@ class CurvatureOperator(LinearOperator):
 
     Args:
         model: in evaluation mode, logits of shape (N, C).
+        data: samples in any form that :func:`mipprune.prune` takes.
+        batch_size: samples at a time.
         kind: ``"hessian"`` or ``"gauss_newton"`` (the Jacobian's square weighted with ``diag(p) - p p'``; positive
             semidefinite, and the Fisher matrix of this loss).
         relative: scale row and column i by ``|w_i|``: the curvature in relative changes of the weights.  Multiplying
@@ -138,8 +140,10 @@ def hessian_top_eigenvalues(
     ARPACK's implicitly restarted Lanczos method from a seeded start; see :class:`CurvatureOperator` for the matrix.
 
     Args:
+        model, data, kind, relative, batch_size: of :class:`CurvatureOperator`.
         k: from 1 to the number of weights.
         tol: relative accuracy at which ARPACK stops.
+        seed: of the start.
 
     Raises:
         ConfigError: k or tol out of range.
@@ -188,7 +192,13 @@ class Sharpness(Record):
 
 
 def sharpness(model: nn.Module, data: Any, *, tol: float = 1e-4, seed: int = 0) -> Sharpness:
-    """Measure :class:`Sharpness` of ``model`` (in evaluation mode) on ``data``; raises what its parts raise."""
+    """Measure :class:`Sharpness` of ``model`` (in evaluation mode) on ``data``; raises what its parts raise.
+
+    Args:
+        model: logits of shape (N, C).
+        data: samples in any form that :func:`mipprune.prune` takes.
+        tol, seed: of :func:`hessian_top_eigenvalues`.
+    """
     plain = CurvatureOperator(model, data)
     top = float(hessian_top_eigenvalues(model, data, tol=tol, seed=seed).values[0])
     relative = float(hessian_top_eigenvalues(model, data, relative=True, tol=tol, seed=seed).values[0])

@@ -134,6 +134,10 @@ def spectral_radius(factors: KroneckerFactors, aggregate: str = "sum") -> float:
     (restrict x to a block; for the upper side write M = R'R and use ``|R x| <= sum_l |R_l| |x_l|`` and Cauchy-Schwarz).
     ``"sum"`` is the upper estimate, which is near when the layers' top directions act together, ``"max"`` the lower.
 
+    Args:
+        factors: of :func:`kfac_factors`.
+        aggregate: ``"sum"`` or ``"max"``.
+
     Raises:
         ConfigError: another aggregate.
     """

@@ -34,6 +34,9 @@ def register_rule(*names: str) -> Callable[[Rule], Rule]:
     The rule is called as ``rule(context, *args, **kwargs)`` with the operation's own arguments, tensors replaced by
     :class:`Value`; it returns the labels of the result at batch size 1 (a tensor, or a tuple of them).  A later
     registration wins.
+
+    Args:
+        names: of operations that one rule serves.
     """
 
     def add(rule: Rule) -> Rule:

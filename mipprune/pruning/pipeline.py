@@ -18,7 +18,7 @@ from ..game.data import read_data
 from ..graph import UnitGraph, trace
 from ..latency import LatencyComparison, with_latency
 from ..solver import Solution
-from ..surgery import PrunePlan, verify
+from ..surgery import PrunePlan, coarsen, verify
 from ..surgery import allow_empty as find_emptiable
 from .baseline import magnitude_mask
 from .certificate import certify_accuracy
@@ -26,8 +26,9 @@ from .diagnosis import diagnose
 from .ladder import climb_down
 from .measure import measure
 from .options import AccuracyDrop, Budget, LossIncrease
+from .refit_search import search_widths
 from .repairing import Repairer
-from .request import check_options, chosen_surrogate, requirement
+from .request import check_options, check_units, chosen_surrogate, requirement
 from .result import LayerReport, PruneReport, PruneResult
 from .search import (
     Candidate,
@@ -35,7 +36,6 @@ from .search import (
     Searcher,
     Stage,
     jointly,
-    search_widths,
     tighten,
     under_budget,
     within_tolerance,
@@ -65,6 +65,7 @@ def prune(
     ignore: Sequence[str] = (),
     min_keep: int = 1,
     allow_empty: bool | None = None,
+    units: str = "fine",
     multiple: int = 1,
     surrogate: str | None = None,
     stages: int | None = None,
@@ -102,6 +103,8 @@ def prune(
         allow_empty: groups may lose every unit where the input has a way around them (residual branches, all heads of
             an attention), see :func:`mipprune.allow_empty`; ``min_keep`` doesn't hold for these.  By default they may
             under a budget of at most a tenth with ``surrogate="refit"`` and ``min_keep`` at 1.
+        units: ``"fine"``: neurons, channels and heads; ``"branches"`` or ``"blocks"``: whole residual branches leave,
+            see :func:`mipprune.coarsen`.  The result can be pruned again by fine units.
         multiple: kept widths are multiples of this (8 suits most hardware); a group keeps all its units where it has
             fewer, and may always keep all.
         surrogate: ``"refit"``: what removals cost after the layers that read the units are refitted
@@ -144,11 +147,12 @@ def prune(
     begin, begin_cpu = time.monotonic(), time.process_time()
     budgets = requirement(budget, tolerance)
     check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
-    surrogate = chosen_surrogate(surrogate, tolerance, stages, multiple, repair)
+    check_units(units, budgets, surrogate, allow_empty, multiple)
+    surrogate = chosen_surrogate(surrogate, tolerance, stages, multiple, repair, units)
     if allow_empty is None:
         scarce = any(b.ratio <= EMPTY_BELOW for b in budgets)
         allow_empty = scarce and surrogate == "refit" and min_keep == 1
-    graph, calibration, held_out = prepare(model, data, holdout, example_input, seed, ignore, allow_empty)
+    graph, calibration, held_out = prepare(model, data, holdout, example_input, seed, ignore, allow_empty, units)
     unseen = None if validation is None else as_data(validation, graph, "validation data")
     repairer = Repairer(graph, calibration, calibration if unseen is None else unseen, tuple(repair))
     allowed = graph.units_of(layers) if layers is not None else np.ones(graph.n_units, dtype=bool)
@@ -184,7 +188,7 @@ def prune(
 
 def prepare(
     model: nn.Module, data: Any, holdout: Any, example_input: Any, seed: int, ignore: Sequence[str] = (),
-    may_empty: bool = False,
+    may_empty: bool = False, units: str = "fine",
 ) -> tuple[UnitGraph, LabelledData, LabelledData]:
     """Trace, read the data, and set the held-out part aside before anything looks at it."""
     if not isinstance(model, nn.Module):
@@ -196,7 +200,10 @@ def prepare(
         raise DataError("calibration data is empty")
     example = example_input if example_input is not None else tuple(x[:1] for x in samples.inputs)
     graph = trace(model, example, ignore=ignore)
-    graph = find_emptiable(graph, example) if may_empty else graph
+    if units != "fine":
+        graph = coarsen(graph, example, units)
+    elif may_empty:
+        graph = find_emptiable(graph, example)
     calibration = as_data(samples, graph)
     if isinstance(holdout, (int, float)) and not isinstance(holdout, bool):
         if not 0 < holdout < 1:

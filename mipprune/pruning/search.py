@@ -15,7 +15,6 @@ import numpy as np
 from torch import nn
 
 from ..curvature import RefitCurve, expand_gates, refit_curves, refit_errors
-from ..errors import InfeasibleError
 from ..game import LabelledData
 from ..graph import UnitGraph
 from ..records import Record, frozen_array
@@ -25,21 +24,15 @@ from .measure import Quality, measure
 from .multiples import allowed_counts, least_counts, searched_counts, width_steps
 from .repairing import Repairer, RepairStep
 from .surrogates import layer_surrogates, refit_size_curves
-from .widths import TEMPERATURE, RefitOracle, UnitExchange, WidthSearch
+from .widths import TEMPERATURE
 
-__all__ = ["Candidate", "Searcher", "Stage", "jointly", "search_widths", "tighten", "under_budget", "within_tolerance"]
+__all__ = ["Candidate", "Searcher", "Stage", "jointly", "tighten", "under_budget", "within_tolerance"]
 
 #: Nodes of branch and bound per size of a layer when the final bound is tightened.
 TIGHTEN_NODES = 32
 #: With refits, networks of more units than this are recombined without the MIP, which would take longer than everything
 #: else; a search over repaired networks follows anyway.
 QUICK_ABOVE = 300
-#: Networks that the searches repair and measure: as many as this many multiply-adds (of the dense network, on all
-#: samples) pay for, within a range.  The first ones go to widths, what is left to exchanges of units.
-SEARCH_WORK, FEWEST_TRIALS, MOST_TRIALS = 4e10, 25, 200
-WIDTH_EVALUATIONS = 50
-#: Networks with different groups emptied that share the exchanges.
-FINALISTS = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -301,59 +294,6 @@ def _reachable(search: Searcher, resource: str) -> int:
     """The cost of the smallest network allowed."""
     costs = search.graph.costs
     return costs.cost(resource, search.fewest)
-
-
-def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, plain: np.ndarray) -> Candidate:
-    """The best widths around those of ``best``, judged by repaired networks; its bound stays what it was.
-
-    The search starts at the best of several widths: those of ``best``, those of the baseline's mask ``plain``, and if
-    groups may be emptied, the best ones by the curves when none is.  The best networks of the two best choices of
-    groups to empty then share the exchanges of units.  So the result is never worse than ``plain`` by the oracle.
-    """
-    search.tick("searching widths")
-    costs = search.graph.costs
-    curves = search.refit_curves()
-    may_empty = bool((search.floor == 0).any())
-    # with the same groups in all networks the divergence is the steadier guide: half a point more on a small cnn
-    oracle = RefitOracle(search.graph, search.data, search.unseen, may_empty and "head" in search.repairer.names)
-    widths = WidthSearch(curves, costs, limits, search.allowed, oracle, search.seed)
-    trials = int(SEARCH_WORK / max(1, search.graph.macs() * len(search.data)))
-    trials = min(max(trials, FEWEST_TRIALS), MOST_TRIALS)
-    first = min(trials, WIDTH_EVALUATIONS)
-    fits = widths.fits(costs.counts(plain))  # not where a latency limit was tightened since
-    starts = [costs.counts(best.kept)] + [costs.counts(plain)] * fits
-    if may_empty and search.goes_on():
-        starts += _without_emptying(search, limits)
-    counts, loss = widths.run(widths.best_start(starts), first, search.goes_on)
-    finalists = [(widths.mask(k), value) for k, value in widths.finalists(FINALISTS)] or [(widths.mask(counts), loss)]
-    if fits and (other := oracle(plain)) < loss:
-        finalists.append((plain, other))
-    exchange = UnitExchange(widths, search.pinned, search.seed)
-    share = (trials - first) // len(finalists)
-    finalists = [exchange.run(*finalist, share, search.goes_on) for finalist in finalists]
-    kept = min(finalists, key=lambda found: found[1])[0]
-    counts = costs.counts(kept)
-    last = best.stages[-1]
-    if (kept == widths.mask(counts)).all():
-        predicted = float(sum(c.error[len(c.order) - k] for c, k in zip(curves, counts, strict=True)))
-    else:
-        predicted = search.predicted(kept)
-    quality = search.truth(kept)
-    stage = dataclasses.replace(
-        last, kept=frozen_array(kept, bool), objective=predicted, surrogate_drop=predicted,
-        true_drop=last.true_drop + quality.loss - best.quality.loss,
-    )
-    return Candidate(kept, quality, (*best.stages[:-1], stage))
-
-
-def _without_emptying(search: Searcher, limits: dict[str, int]) -> list[np.ndarray]:
-    """The best widths by the curves when every group keeps a unit; none if the limits leave no room for that."""
-    fewest = np.maximum(search.fewest, np.minimum(search.min_keep, search.graph.costs.sizes))
-    try:
-        found = search.combine(refit_size_curves(search.refit_curves(), fewest), objective="drop", budgets=limits)
-    except InfeasibleError:
-        return []
-    return [search.graph.costs.counts(found.kept)]
 
 
 def tighten(search: Searcher, best: Candidate, passes: Callable[[Quality], bool], **problem: object) -> Candidate:

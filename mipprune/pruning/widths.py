@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from ..costs import CostModel
 from ..curvature import RefitCurve
 from ..game import LabelledData
 from ..graph import UnitGraph
-from ..repair import CutNetwork, DenseRun, refit_cut, refit_head
+from ..repair import CutNetwork, DenseRun, Sweep, fit_head
 from ..surgery.verify import first_tensor
 
 __all__ = ["RefitOracle", "UnitExchange", "WidthSearch", "divergence", "softened_divergence"]
@@ -21,7 +21,11 @@ __all__ = ["RefitOracle", "UnitExchange", "WidthSearch", "divergence", "softened
 #: Softens the logits that networks are compared by: the wrong classes' ranking counts, not only the winner.
 TEMPERATURE = 4.0
 #: Steps of the head's fit in the oracle; it is convex and starts at the refit's weights.
-HEAD_STEPS = 40
+HEAD_STEPS = 15
+#: The oracle's samples per batch, rows per column of a layer, and ridge (``None``: by cross-validation).
+ORACLE_BATCH, ENOUGH, ORACLE_RIDGE = 2048, 16, None
+#: Networks whose intermediate values the oracle keeps, if they take no more bytes than that.
+REMEMBERED, MOST_MEMORY = 3, 2**29
 
 
 def softened_divergence(dense: torch.Tensor, small: torch.Tensor, temperature: float = TEMPERATURE) -> float:
@@ -43,31 +47,56 @@ def divergence(dense: nn.Module, small: nn.Module, data: LabelledData) -> float:
 class RefitOracle:
     """How good a mask's network is on samples that its refit didn't see.
 
-    With ``head``, the head is fitted too and the cross-entropy counts; else the divergence from the dense network.
-    Measured on small transformers at 5% and 10% MACs, the divergence before the head's fit ranks networks of different
-    emptied groups wrongly, the loss after it well.
+    With ``head``, the head is fitted too, and the geometric mean of cross-entropy and divergence from the dense network
+    counts; else the divergence.  Before the head's fit, the divergence ranks networks of different emptied groups
+    wrongly; after it, few samples decide the cross-entropy of a good network, and all of them the divergence.
 
-    Two thirds of the data fit, the last third (and ``unseen``, if given) judges: a wide layer before a classifier
-    fits its own samples too well to be compared on them.
+    Two thirds of the data (drawn by ``seed``) fit, the last third (and ``unseen``, if given) judges: a wide layer
+    before a classifier fits its own samples too well to be compared on them.  Every network takes over what comes
+    before its first difference from one of the best networks so far.
     """
 
-    def __init__(self, graph: UnitGraph, data: LabelledData, unseen: LabelledData | None, head: bool = False) -> None:
+    def __init__(
+        self, graph: UnitGraph, data: LabelledData, unseen: LabelledData | None, head: bool = False, seed: int = 0
+    ) -> None:
         self.graph, self.head = graph, head
         first = max(1, 2 * len(data) // 3)
-        self.fit = DenseRun(graph, data.take(slice(0, first)), enough=16)
-        rest = data.take(slice(first, None)) if len(data) > 1 else data
-        parts = [rest] if unseen is None else [rest, unseen]
-        self.targets = torch.cat([p.targets for p in parts])
-        self.inputs = tuple(torch.cat([p.inputs[i] for p in parts]) for i in range(len(data.inputs)))
-        with torch.no_grad():
-            self.logits = graph.program.run(self.inputs)
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+        rest = data.take(order[first:] if len(data) > 1 else order)
+        if unseen is not None:
+            inputs = tuple(torch.cat(pair) for pair in zip(rest.inputs, unseen.inputs, strict=True))
+            rest = LabelledData(inputs, torch.cat([rest.targets, unseen.targets]))
+        self.targets = rest.targets
+        self.fit = DenseRun(graph, data.take(order[:first]), ORACLE_BATCH, enough=ENOUGH, judged=rest)
+        self._best: list[tuple[float, int, Sweep]] = []
+        self._calls = 0
 
+    @torch.no_grad()
     def __call__(self, kept: np.ndarray) -> float:
         cut = CutNetwork(self.graph, kept)
-        refit_cut(cut, self.fit)
-        if self.head and refit_head(cut, self.fit, max_iter=HEAD_STEPS):
-            return float(F.cross_entropy(cut.run(self.inputs).double(), self.targets))
-        return softened_divergence(self.logits, cut.run(self.inputs))
+        before = max((old for _, _, old in self._best), key=lambda old: old.shared(kept), default=None)
+        sweep = Sweep(cut, self.fit, ORACLE_RIDGE, before, remember=True)
+        sweep.run()
+        loss = self._judged(cut, sweep)
+        self._calls += 1
+        if REMEMBERED * sweep.memory() <= MOST_MEMORY:
+            self._best = sorted([*self._best, (loss, -self._calls, sweep)], key=lambda one: one[:2])[:REMEMBERED]
+        return loss
+
+    def _judged(self, cut: CutNetwork, sweep: Sweep) -> float:
+        output = self.graph.program.captured.output
+        layer = self.fit.layers.get(output.name)
+        if self.head and layer is not None and layer.is_linear and self.fit.logits.ndim == 2:
+            features = [env[layer.data] for env in sweep.envs]
+            fitted = [x[:n] for x, n in zip(features, self.fit.fitted, strict=True)]
+            fit_head(cut, self.fit, torch.cat(fitted), max_iter=HEAD_STEPS)
+            judged = torch.cat([x[n:] for x, n in zip(features, self.fit.fitted, strict=True)])
+            bias = None if layer.bias is None else cut.tensors[layer.bias]
+            logits = F.linear(judged, cut.tensors[layer.weight], bias)
+            apart = softened_divergence(self.fit.judged_logits, logits)
+            return float(F.cross_entropy(logits.double(), self.targets) * apart) ** 0.5
+        judged = torch.cat([env[output.name][n:] for env, n in zip(sweep.envs, self.fit.fitted, strict=True)])
+        return softened_divergence(self.fit.judged_logits, judged)
 
 
 class WidthSearch:
@@ -137,14 +166,42 @@ class WidthSearch:
                 best[empty] = (counts, loss)
         return sorted(best.values(), key=lambda found: found[1])[:most]
 
-    def best_start(self, starts: Sequence[np.ndarray]) -> np.ndarray:
-        """Of several widths those of the smallest loss once what the limits still allow is added."""
-        return min((np.array(start, dtype=np.int64) for start in starts), key=lambda k: self._loss(self.filled(k)))
+    def judge(self, counts: np.ndarray) -> float:
+        """The oracle's loss of these widths with what the limits still allow added."""
+        return self._loss(self.filled(np.array(counts, dtype=np.int64)))
 
-    def filled(self, counts: np.ndarray, beside: int | None = None) -> np.ndarray:
+    def trimmed(self, empty: Collection[int]) -> np.ndarray | None:
+        """Widths with nothing of the groups ``empty`` and something of the others, by the curves.
+
+        From all units down, each time the step of least predicted loss per cost saved; ``None`` if nothing fits.
+        """
+        least = [widths[0] if g in empty else widths[widths > 0][0] for g, widths in enumerate(self.allowed)]
+        counts = np.array([0 if g in empty else w[-1] for g, w in enumerate(self.allowed)], dtype=np.int64)
+        while not self.fits(counts):
+            options = []
+            for g, curve in enumerate(self.curves):
+                lower = self.allowed[g][(self.allowed[g] <= counts[g] - max(1, counts[g] // 24))]
+                lower = lower[lower >= least[g]]
+                if g in empty or len(lower) == 0:
+                    continue
+                fewer = counts.copy()
+                fewer[g] = lower[-1]
+                size = len(curve.order)
+                loss = curve.error[size - fewer[g]] - curve.error[size - counts[g]]
+                saved = sum(self.costs.cost(r, counts) - self.costs.cost(r, fewer)
+                            for r, limit in self.limits.items() if self.costs.cost(r, counts) > limit)
+                if saved > 0:
+                    options.append((loss / saved, g, int(fewer[g])))
+            if not options:
+                return None
+            _, g, width = min(options)
+            counts[g] = width
+        return counts
+
+    def filled(self, counts: np.ndarray) -> np.ndarray:
         """The widths with what the limits still allow added, least predicted loss per cost first.
 
-        The group ``beside`` gets nothing.
+        Groups that were emptied stay empty.
         """
         counts = counts.copy()
         while True:
@@ -152,7 +209,8 @@ class WidthSearch:
             for g, curve in enumerate(self.curves):
                 more = counts.copy()
                 more[g] = self._next(g, counts[g])
-                if g != beside and more[g] > counts[g] and self.fits(more):
+                gone = counts[g] == 0 and self.allowed[g][0] == 0
+                if not gone and more[g] > counts[g] and self.fits(more):
                     size = len(curve.order)
                     gain = curve.error[size - counts[g]] - curve.error[size - more[g]]
                     price = sum(self.costs.cost(r, more) - self.costs.cost(r, counts) for r in self.limits)
@@ -190,7 +248,7 @@ class WidthSearch:
             return None
         trial = counts.copy()
         trial[group] = 0
-        return self.filled(trial, int(group))
+        return self.filled(trial)
 
     def _next(self, group: int, count: int) -> int:
         """The next larger width that the group may have, or the present one if there is none."""
@@ -217,10 +275,13 @@ class UnitExchange:
     Args:
         widths: curves, limits, allowed widths and the oracle.
         pinned: bool (n_units,), units that stay.
+        alike: groups (projected streams) of which only the number of units counts.
     """
 
-    def __init__(self, widths: WidthSearch, pinned: np.ndarray, seed: int = 0) -> None:
-        self.widths, self.pinned = widths, pinned
+    def __init__(
+        self, widths: WidthSearch, pinned: np.ndarray, seed: int = 0, alike: Collection[int] = ()
+    ) -> None:
+        self.widths, self.pinned, self.alike = widths, pinned, set(alike)
         self._rng = np.random.default_rng(seed)
         sizes = [len(curve.order) for curve in widths.curves]
         self._units = [np.arange(end - n, end) for n, end in zip(sizes, np.cumsum(sizes), strict=True)]
@@ -247,6 +308,8 @@ class UnitExchange:
 
     def _moved(self, kept: np.ndarray) -> np.ndarray | None:
         a, b = self._rng.integers(len(self._units), size=2)
+        if a == b and int(a) in self.alike:
+            return None
         out = [u for u in self._by_rank(a) if kept[u] and not self.pinned[u]]
         back = [u for u in self._by_rank(b)[::-1] if not kept[u]]
         if not out or not back:

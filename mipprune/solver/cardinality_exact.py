@@ -66,8 +66,8 @@ def branch_and_bound(
     Each node holds some units at 0 or 1.  Its relaxation is not solved anew: :meth:`ActiveSet.hold` follows the
     parent's minimiser while one more unit moves to its value, a few small factorisations.  The node's bound is the
     exact minimum of a tangent over the node's polytope, so an inexact point costs strength, never validity.  Units
-    whose reduced cost exceeds the gap are held without a branch.  Branches on the unit whose worse child gains most,
-    by the stiffness of the free block.
+    whose reduced cost exceeds the gap are held without a branch.  Branches on the unit with the largest product of
+    what its two children gain, by the stiffness of the free block.
 
     Args:
         relaxation: the solved relaxation at this cardinality (not changed).
@@ -171,13 +171,13 @@ class _Search:
         heapq.heappush(self.heap, (bound, self.nodes, node))
 
     def _branching_unit(self, node: ActiveSet) -> int | None:
-        """The unit whose worse child gains most; ``None`` if all are held."""
+        """The unit whose children gain most, by the product of both gains; ``None`` if all are held."""
         free, stiffness = node.stiffness()
         at = node.z[free]
-        gain = stiffness * np.minimum(at, 1.0 - at) ** 2
+        gain = stiffness * at * (1.0 - at)
         if len(free) and gain.max() > 1e-18 * stiffness.max():
             return int(free[gain.argmax()])
         loose = np.flatnonzero(~node.held)
         if len(loose) == 0:
             return None
-        return int(loose[np.abs(node.gradient[loose] - node.multiplier).argmin()])
+        return int(loose[np.abs(node.excess[loose]).argmin()])

@@ -7,6 +7,7 @@ from ..lazy import lazy_attributes
 if TYPE_CHECKING:
     from .cell import Cell, StoredCell
     from .comparison import Comparison, ComparisonRow, SolutionRow, compare
+    from .drawn import Drawn
     from .kinds import EstimateSection, Kind, register_kind
     from .plots import plot_comparison
     from .runner import RunSummary
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Cell": "cell", "StoredCell": "cell",
     "Comparison": "comparison", "ComparisonRow": "comparison", "SolutionRow": "comparison", "compare": "comparison",
-    "EstimateSection": "kinds", "Kind": "kinds", "register_kind": "kinds",
+    "Drawn": "drawn", "EstimateSection": "kinds", "Kind": "kinds", "register_kind": "kinds",
     "plot_comparison": "plots",
     "RunSummary": "runner",
     "SqliteStorage": "sqlite",
@@ -26,6 +27,6 @@ _HOMES = {
 }
 __getattr__ = lazy_attributes(__name__, _HOMES)
 __all__ = [
-    "Cell", "Comparison", "ComparisonRow", "EstimateSection", "Kind", "RunSummary", "SolutionRow", "SqliteStorage",
-    "StoredCell", "Study", "StudyStorage", "compare", "plot_comparison", "register_kind",
+    "Cell", "Comparison", "ComparisonRow", "Drawn", "EstimateSection", "Kind", "RunSummary", "SolutionRow",
+    "SqliteStorage", "StoredCell", "Study", "StudyStorage", "compare", "plot_comparison", "register_kind",
 ]

@@ -67,6 +67,8 @@ class FlatnessPenalty:
         """The radius rho on one batch at the present vectors, after following them.
 
         Args:
+            model: run in evaluation mode and left in the mode it had.
+            inputs: of one batch, (N, ...) each.
             draws: uniform numbers (N, n_draws), the seeds of the random signs; ``"exact"`` doesn't look at them.
         """
         modes = [(module, module.training) for module in model.modules()]

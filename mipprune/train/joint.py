@@ -77,10 +77,13 @@ def train_and_prune(
         threshold: K, the radius that is free.
         aggregate: ``"sum"`` or ``"max"`` over layers.
         schedule: when units leave; :class:`CubicSchedule` by default.
+        epochs, batch_size: of the training.
         lr: highest learning rate.
+        weight_decay: of AdamW.
         sharpness_aware: radius of the ascent step of SAM (2010.01412), the other way to flat minima; 0 is plain.
         pin, min_keep: layers to leave alone; fewest units of every group.
         holdout: data for the report alone; a number is the share of ``data`` to set apart.
+        solver: of the programs, see :func:`mipprune.solve`.
         selection_samples: training samples, the first of a seeded order, that units are chosen and sharpness is
             measured on.
         checkpoint: a file that the run saves itself to after every epoch and goes on from if it is there.  A resumed

@@ -71,7 +71,13 @@ class TrainAndPruneReport(Record):
 
 @dataclasses.dataclass(frozen=True)
 class TrainAndPruneResult:
-    """The trained, smaller network in evaluation mode, the plan that cuts the dense one to its shape, the account."""
+    """What :func:`train_and_prune` returns.
+
+    Attributes:
+        model: the trained, smaller network in evaluation mode.
+        plan: cuts the dense network to its shape.
+        report: the account; printing the result prints it.
+    """
 
     model: nn.Module
     plan: PrunePlan
