@@ -101,7 +101,6 @@ def test_what_the_tails_are_told_about_weights_is_true(name: str, monkeypatch: p
             norm = np.linalg.norm(effects, 2)
             assert math.sqrt(variance) <= given["noise"][k] * (1 + 1e-9)
             assert norm / keep <= given["spread"][k] * (1 + 1e-9)
-            assert (1 - keep) / keep * norm**2 <= given["weak"][k] * (1 + 1e-9)
             assert np.linalg.norm(effects, axis=0).max() * max(1.0, 1 / keep - 1) <= given["longest"][k] * (1 + 1e-9)
             if not before:  # the first layer: nothing is lost but in a convolution's spread
                 assert math.sqrt(variance) == pytest.approx(given["noise"][k])
@@ -185,15 +184,13 @@ def test_a_unit_that_is_read_twice_counts_twice() -> None:
 
 
 def test_tails_solve_their_equations() -> None:
-    fixed, noise, spread, weak, longest, lg = 0.7, 1.3, 0.9, 0.4, 0.2, 3.0
-    convex, hilbert, supremum = layered._tails(fixed, noise, spread, weak, longest, lg)
-    t = convex - math.hypot(fixed, noise)
+    fixed, noise, spread, longest, lg = (np.array([value]) for value in (0.7, 1.3, 0.9, 0.2, 3.0))
+    convex, hilbert = layered._tails(fixed, noise, spread, longest, 3.0)
+    t = convex - np.hypot(fixed, noise)
     assert t**2 / (2 * spread**2) == pytest.approx(lg)
     t = hilbert - fixed
     assert math.log(2) - t**2 / (2 * noise**2 + 2 * longest * t / 3) == pytest.approx(-lg)
-    t = supremum - fixed - noise
-    assert t**2 / (2 * (weak + 2 * longest * noise) + 3 * longest * t) == pytest.approx(lg)
-    assert layered._tail(fixed, noise, spread, weak, longest, lg) == min(convex, hilbert, supremum)
+    assert layered._tail(fixed, noise, spread, longest, 3.0) == min(convex, hilbert)
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.9, 0.99])
@@ -208,8 +205,7 @@ def test_each_of_the_tails_covers(keep: float) -> None:
         for delta in (0.3, 0.05, 0.01):
             bounds = layered._tails(
                 np.linalg.norm(fixed), math.sqrt((1 - keep) / keep * (vectors**2).sum()), norm / keep,
-                (1 - keep) / keep * norm**2, max(1, 1 / keep - 1) * np.linalg.norm(vectors, axis=0).max(),
-                math.log(1 / delta),
+                max(1, 1 / keep - 1) * np.linalg.norm(vectors, axis=0).max(), math.log(1 / delta),
             )
             for bound in bounds:
                 assert (lengths <= bound).mean() >= 1 - delta

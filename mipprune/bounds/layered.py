@@ -65,8 +65,8 @@ def layered_gap(
         wide = np.sqrt(channels.max(0)) + largest * math.sqrt(math.prod(layer.shape[2:])) * x
         moved.append(_tail(
             fixed=node_norms(node)[0] * x, noise=np.sqrt(ratio * squares.sum(0)) + math.sqrt(ratio) * columns * x,
-            spread=wide / keep * (keep < 1), weak=ratio * wide**2,
-            longest=reach * (np.sqrt(squares.max(0)) + largest * x), log_term=log_term,
+            spread=wide / keep * (keep < 1), longest=reach * (np.sqrt(squares.max(0)) + largest * x),
+            log_term=log_term,
         ))
     return moved[-1]
 
@@ -138,36 +138,30 @@ def _contributions(
 
 
 def _tail(
-    fixed: np.ndarray, noise: np.ndarray, spread: np.ndarray, weak: np.ndarray, longest: np.ndarray, log_term: float
+    fixed: np.ndarray, noise: np.ndarray, spread: np.ndarray, longest: np.ndarray, log_term: float
 ) -> np.ndarray:
-    """What ``|m + S|`` exceeds with probability at most exp(-log_term): the least of :func:`_tails`, so that it is one
-    event (which of them is least doesn't depend on the variables).
+    """What ``|m + S|`` exceeds with probability at most exp(-log_term): the less of :func:`_tails`, so that it is one
+    event (which of them is less doesn't depend on the variables).
     """
-    return np.minimum.reduce(np.broadcast_arrays(*_tails(fixed, noise, spread, weak, longest, log_term)))
+    return np.minimum(*_tails(fixed, noise, spread, longest, log_term))
 
 
 def _tails(
-    fixed: np.ndarray, noise: np.ndarray, spread: np.ndarray, weak: np.ndarray, longest: np.ndarray, log_term: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Three bounds of ``|m + S|``: m fixed, S a sum of independent vectors of mean 0, each a linear function of a
+    fixed: np.ndarray, noise: np.ndarray, spread: np.ndarray, longest: np.ndarray, log_term: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two bounds of ``|m + S|``: m fixed, S a sum of independent vectors of mean 0, each a linear function of a
     variable in [0, 1].
 
     * ``|m + S|`` is a convex function, L-Lipschitz in the variables; it exceeds its mean by t with probability at most
       ``exp(-t^2 / (2 L^2))`` (Boucheron, Lugosi and Massart 2013, Theorem 6.10), and ``E |m + S| <= sqrt(|m|^2 + E
       |S|^2)`` by Jensen.
     * ``|m| + |S|`` with Bernstein's inequality in Hilbert space, ``P(|S| >= t) <= 2 exp(-t^2 / (2 v + 2 b t / 3))``,
-      v = ``E |S|^2`` (Pinelis 1994).
-    * ``|m| + |S|`` with the inequality of Klein and Rio (2005, Theorem 1.1) for the supremum of ``(u, S)`` over unit
-      vectors u: ``P(|S| >= E |S| + t) <= exp(-t^2 / (2 (w + 2 b E |S|) + 3 b t))``.
-
-    The last two are better where a variable nearly always has the same value.
+      v = ``E |S|^2`` (Pinelis 1994); less where a variable nearly always has the same value, or convolutions make L
+      large.
 
     Args:
-        fixed: at least ``|m|``; noise: at least ``sqrt(E |S|^2)``; spread: at least L; weak: at least w, the largest
-            variance of ``(u, S)``; longest: at least b, the length of the longest term of S.  (K,) or (1,) each.
+        fixed: at least ``|m|``; noise: at least ``sqrt(E |S|^2)``; spread: at least L; longest: at least b, the length
+            of the longest term of S.  (K,) or (1,) each.
     """
     convex = np.hypot(fixed, noise) + spread * math.sqrt(2 * log_term)
-    hilbert = fixed + bernstein(noise**2, longest, log_term + math.log(2))
-    a = 1.5 * longest * log_term
-    supremum = fixed + noise + a + np.sqrt(a * a + 2 * (weak + 2 * longest * noise) * log_term)
-    return convex, hilbert, supremum
+    return convex, fixed + bernstein(noise**2, longest, log_term + math.log(2))
