@@ -23,9 +23,11 @@ from ..surgery import allow_empty as find_emptiable
 from .baseline import magnitude_mask
 from .certificate import certify_accuracy
 from .diagnosis import diagnose
+from .interrupts import interrupts_held
 from .ladder import climb_down
 from .measure import measure
 from .options import AccuracyDrop, Budget, LossIncrease
+from .oracle import divergence
 from .refit_search import search_widths
 from .repairing import Repairer
 from .request import check_options, chosen_surrogate, requirement
@@ -42,7 +44,6 @@ from .search import (
 )
 from .surrogates import SURROGATES
 from .timing import LatencyCheck
-from .widths import divergence
 
 __all__ = ["prune"]
 
@@ -139,11 +140,11 @@ def prune(
     """
     given = dict(locals())
     if isinstance(tolerance, AccuracyDrop) and budget is None:
-        check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
+        check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit, seed)
         return climb_down(lambda rung: prune(**(given | {"budget": rung, "tolerance": None})), tolerance, minimize)
     begin, begin_cpu = time.monotonic(), time.process_time()
     budgets = requirement(budget, tolerance)
-    check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
+    check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit, seed)
     surrogate = chosen_surrogate(surrogate, tolerance, stages, multiple, repair)
     if allow_empty is None:
         scarce = any(b.ratio <= EMPTY_BELOW for b in budgets)
@@ -177,9 +178,12 @@ def prune(
                 search, best, termination, limits, lambda now: _search(search, now, None, minimize, stages, best.kept)
             )
     task = _describe(budgets, tolerance, minimize)
-    return _finish(
-        search, best, termination, task, "drop" if budgets else minimize, limits, held_out, begin, begin_cpu, reached
-    )
+    with interrupts_held() as held:
+        search.stopped = held.is_set
+        return _finish(
+            search, best, termination, task, "drop" if budgets else minimize, limits, held_out, begin, begin_cpu,
+            reached,
+        )
 
 
 def prepare(

@@ -9,9 +9,11 @@ import numpy as np
 
 from ..errors import InfeasibleError
 from ..records import frozen_array
+from .oracle import RefitOracle
 from .search import Candidate, Searcher
 from .surrogates import refit_size_curves
-from .widths import RefitOracle, UnitExchange, WidthSearch
+from .unit_exchange import UnitExchange
+from .widths import WidthSearch
 
 __all__ = ["search_widths"]
 

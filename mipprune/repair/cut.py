@@ -30,7 +30,7 @@ class CutNetwork:
 
     def __init__(self, graph: UnitGraph, kept: np.ndarray) -> None:
         self.graph = graph
-        self.kept = np.asarray(kept, dtype=bool)
+        self.kept = np.array(kept, dtype=bool)  # a copy: later networks are compared with it
         self._names = graph.program.captured.tensors
         cuts: dict[str, list[tuple[int, np.ndarray]]] = {}
         for (name, dim), units in graph.unit_sites.items():
