@@ -85,7 +85,7 @@ def test_a_stream_of_few_dimensions_is_projected_without_loss(rank: int) -> None
     project_streams(fewer, dense)
     assert (fewer.run((x,)) - dense.logits).abs().max() > 0.02
     error = refit_curves(graph, data)[stream.group].error
-    assert error[10 - rank - 1] < 0.01 * error[10 - rank]
+    assert error[10 - rank - 1] < 0.1 * error[10 - rank]
 
 
 def test_the_projection_has_orthogonal_directions_and_no_mean() -> None:
