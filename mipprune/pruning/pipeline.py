@@ -23,9 +23,11 @@ from ..surgery import allow_empty as find_emptiable
 from .baseline import magnitude_mask
 from .certificate import certify_accuracy
 from .diagnosis import diagnose
+from .interrupts import interrupts_held
 from .ladder import climb_down
 from .measure import measure
 from .options import AccuracyDrop, Budget, LossIncrease
+from .oracle import divergence
 from .refit_search import search_widths
 from .repairing import Repairer
 from .request import check_options, check_units, chosen_surrogate, requirement
@@ -43,7 +45,6 @@ from .search import (
 from .shrink import RiseOracle, shrink
 from .surrogates import SURROGATES
 from .timing import LatencyCheck
-from .widths import divergence
 
 __all__ = ["prune"]
 
@@ -144,11 +145,11 @@ def prune(
     """
     given = dict(locals())
     if isinstance(tolerance, AccuracyDrop) and budget is None:
-        check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
+        check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit, seed)
         return climb_down(lambda rung: prune(**(given | {"budget": rung, "tolerance": None})), tolerance, minimize)
     begin, begin_cpu = time.monotonic(), time.process_time()
     budgets = requirement(budget, tolerance)
-    check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
+    check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit, seed)
     check_units(units, budgets, surrogate, allow_empty, multiple)
     surrogate = chosen_surrogate(surrogate, tolerance, stages, multiple, repair, units)
     if allow_empty is None:
@@ -183,9 +184,12 @@ def prune(
                 search, best, termination, limits, lambda now: _search(search, now, None, minimize, stages, best.kept)
             )
     task = _describe(budgets, tolerance, minimize)
-    return _finish(
-        search, best, termination, task, "drop" if budgets else minimize, limits, held_out, begin, begin_cpu, reached
-    )
+    with interrupts_held() as held:
+        search.stopped = held.is_set
+        return _finish(
+            search, best, termination, task, "drop" if budgets else minimize, limits, held_out, begin, begin_cpu,
+            reached,
+        )
 
 
 def prepare(

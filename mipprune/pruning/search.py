@@ -22,9 +22,9 @@ from ..solver import Recombination, SizeCurve, recombine, size_curves
 from .joint import JointProblem
 from .measure import Quality, measure
 from .multiples import allowed_counts, least_counts, searched_counts, width_steps
+from .oracle import TEMPERATURE
 from .repairing import Repairer, RepairStep
 from .surrogates import layer_surrogates, refit_size_curves
-from .widths import TEMPERATURE
 
 __all__ = ["Candidate", "Searcher", "Stage", "jointly", "tighten", "under_budget", "within_tolerance"]
 
@@ -91,6 +91,7 @@ class Searcher:
     tick: Callable[[str], None]
     multiple: int = 1
     unseen: LabelledData | None = None
+    stopped: Callable[[], bool] = lambda: False
     _refit_curves: list[RefitCurve] | None = None
 
     @property
@@ -123,7 +124,8 @@ class Searcher:
         return left
 
     def goes_on(self) -> bool:
-        return self.deadline is None or time.monotonic() < self.deadline
+        """Whether there is time left and nobody has asked to stop."""
+        return not self.stopped() and (self.deadline is None or time.monotonic() < self.deadline)
 
     def deployed(self, kept: np.ndarray) -> tuple[nn.Module, tuple[RepairStep, ...]]:
         """The smaller network of a mask, repaired, and what the repairs did."""

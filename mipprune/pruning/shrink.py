@@ -10,8 +10,10 @@ import torch.nn.functional as F
 
 from ..records import frozen_array
 from ..repair import CutNetwork, Sweep
+from .oracle import RefitOracle
 from .search import Candidate, Searcher
-from .widths import RefitOracle, UnitExchange, WidthSearch
+from .unit_exchange import UnitExchange
+from .widths import WidthSearch
 
 __all__ = ["RiseOracle", "shrink"]
 
