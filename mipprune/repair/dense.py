@@ -135,7 +135,9 @@ class DenseRun:
             lengths.setdefault(name, set()).update(group_of[units].tolist())
         for number, unit in enumerate(self.graph.coarse):
             for branch in unit.branches:
-                for name in (*branch.nodes, branch.add.name):
+                # a layer that is added to the branch is fitted to the whole sum where the branch is gone
+                beside = [n for n, x in self.layers.items() if x.other is not None and x.other.name in branch.nodes]
+                for name in (*branch.nodes, branch.add.name, *beside):
                     lengths.setdefault(name, set()).add(int(group_of[number]))
         for at, node in enumerate(self.order):
             touched = set(group_of[program.units_read(node)].tolist()) | lengths.get(node.name, set())
