@@ -136,6 +136,17 @@ def test_groups_without_a_choice(pinned: int) -> None:
     assert (search.kept is None) == (pinned == 8)
 
 
+def test_trees_where_nothing_is_left_to_decide() -> None:
+    for remove in (0, 5):
+        problem = layered([4, 4], 0, 1.0, keep=np.arange(8 - remove), remove=np.arange(8 - remove, 8))
+        found = solve(problem, solver="nlp")
+        assert found.proved
+        assert found.termination == "optimal"
+        assert found.n_kept == 8 - remove
+    with pytest.raises(InfeasibleError):
+        solve(dataclasses.replace(problem, max_drop=0.5 * found.drop), solver="nlp")
+
+
 def test_stops_when_told() -> None:
     asked = 0
 

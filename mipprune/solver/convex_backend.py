@@ -13,7 +13,7 @@ from .count_vectors import CountVectors, bound_by_counts, can_be_listed, decide_
 from .improve import improve, improve_by_kicks, round_by
 from .problem import Problem
 from .search import Search
-from .size_search import anneal_sizes, search_sizes
+from .size_incumbents import anneal_incumbents, find_incumbents
 from .sizes import Sizes
 
 __all__ = ["ConvexTrees", "takes"]
@@ -76,14 +76,14 @@ class ConvexTrees(Backend):
                 continue
             if not searched:
                 searched = True
-                search_sizes(sizes, size)
+                find_incumbents(sizes, size)
                 continue
             point, loose = sizes.settled(size)
             if len(loose) <= TREE_UNITS:
                 _branch(sizes, size, point, loose)
                 continue
             seed += 1
-            if not anneal_sizes(sizes, size, seed):
+            if not anneal_incumbents(sizes, size, seed):
                 return "time_limit" if search.out_of_time else "iteration_limit"
 
     def _search_vectors(self, search: Search) -> str:
@@ -93,6 +93,9 @@ class ConvexTrees(Backend):
             raise SolverError("solver 'nlp' lists the counts of all groups, and these are too many: use 'scip'")
         if len(counts) == 0:
             return "infeasible"
+        if (problem.keep | problem.remove).all():  # the only mask was offered
+            search.raise_bound(search.objective)
+            return "infeasible" if search.kept is None else "optimal"
         slope = problem.surrogate.drop_and_gradient(problem.remove.astype(float))[1]
         search.offer(round_by(problem, -slope))
 

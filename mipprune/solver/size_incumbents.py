@@ -7,7 +7,7 @@ import numpy as np
 from .local_search import LocalSearch
 from .sizes import Sizes
 
-__all__ = ["anneal_sizes", "search_sizes"]
+__all__ = ["anneal_incumbents", "find_incumbents"]
 
 #: Share of the time left that goes into incumbents before branching, and seconds where there is no limit.
 SHARE, SECONDS = 0.25, 10.0
@@ -15,7 +15,7 @@ SHARE, SECONDS = 0.25, 10.0
 PATIENCE = 4
 
 
-def search_sizes(sizes: Sizes, size: int) -> None:
+def find_incumbents(sizes: Sizes, size: int) -> None:
     """Masks of the size, or if a cost is minimised and none is found, of the next cheapest sizes."""
     search = sizes.search
     local = LocalSearch(sizes.oracle, sizes.offer, seed=search.seed)
@@ -50,7 +50,7 @@ def search_sizes(sizes: Sizes, size: int) -> None:
                 break
 
 
-def anneal_sizes(sizes: Sizes, size: int, seed: int) -> bool:
+def anneal_incumbents(sizes: Sizes, size: int, seed: int) -> bool:
     """Too many units for a tree: better incumbents by annealing, until :data:`PATIENCE` rounds gain nothing.
 
     If a cost is minimised, a size on the way from the incumbent's to the cheapest possible one is tried, nearer to the
