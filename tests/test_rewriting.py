@@ -197,6 +197,35 @@ def test_a_place_that_serves_two_widths_pins_them() -> None:
         "a"]
 
 
+class Reused(nn.Module):
+    """A place that also serves something that isn't prunable, with a number of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(5, 4), nn.Linear(9, 2)
+
+    def flat(self, x: Tensor, width: int) -> Tensor:
+        return x.view(-1, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.cat([self.flat(x, 5), self.flat(self.inp(x), 4)], 1))
+
+
+class Unseen(Reused):
+    """The other result isn't used, so that the captured graph knows nothing of it; the code runs all the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.flat(x, 5)
+        return self.out(F.pad(self.flat(self.inp(x), 4), (0, 5)))
+
+
+@pytest.mark.parametrize("kind", [Reused, Unseen], ids=lambda k: k.__name__)
+def test_a_place_that_also_serves_others_is_left_alone(kind: type[nn.Module]) -> None:
+    graph = mp.trace(kind().eval(), torch.randn(2, 5))
+    assert not graph.groups
+    assert not graph.rewrites
+
+
 class Unmapped(Net):
     """Arguments that can't be told from the code: a tuple by name, and a star."""
 
@@ -287,10 +316,11 @@ def test_casts_do_not_hide_where_sizes_come_from() -> None:
     class Cast(Net):
         def between(self, x: Tensor) -> Tensor:
             y = x.view(x.shape[0], 4, -1)
-            return y.float().reshape(y.shape[0], y.shape[1] * 3).double().relu()
+            return y.float().reshape(y.shape[0], y.shape[1] * y.shape[2]).double().relu()
 
     model, x, graph = traced(Cast)
     assert graph.groups
+    assert not graph.rewrites
     for seed in range(2):
         kept = half(graph, seed)
         small = PrunePlan.from_mask(graph, kept).apply(model)
