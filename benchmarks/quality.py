@@ -1,7 +1,7 @@
 """Accuracy after pruning at equal multiply-adds: mipprune beside Torch-Pruning, random and magnitude.
 
     python benchmarks/quality.py [--quick] [--json FILE] [--seeds N] [--peer-seeds N] [--peers FILE]
-        [--models cnn,...] [--budgets 0.5]
+        [--models cnn,...] [--budgets 0.5] [--refit-only]
 
 Networks, data and training are those of bar.py and, with --models lenet,perceptron, of bar_mnist.py.  Scores and
 repairs use the training split, choices between repaired networks the calibration split, accuracy is that of the test
@@ -97,6 +97,15 @@ def ours(model: nn.Module, graph: UnitGraph, data: bar.Data, budget: float, lm: 
            cut.report.cpu_seconds)
 
 
+def refitted(model: nn.Module, data: bar.Data, budget: float) -> Iterator[Result]:
+    """Only what ``mp.prune`` hands back and the magnitude baseline of its report, which has the same repairs."""
+    result = mp.prune(model, data.train, budget=mp.Macs(budget), holdout=data.test, validation=data.calibration,
+                      progress=False)
+    report = result.report
+    yield "mipprune", "refit", bar.accuracy(result.model, data.test), report.ratio("macs"), report.cpu_seconds
+    yield "magnitude", "refit", 100 * report.baseline.accuracy, budget, 0.0
+
+
 def simple(model: nn.Module, graph: UnitGraph, data: bar.Data, budget: float, seed: int) -> Iterator[Result]:
     """Random and largest units, the same share of every group, with our repairs."""
     limit = int(budget * graph.macs())
@@ -116,6 +125,7 @@ def main() -> None:
     parser.add_argument("--models", default="cnn,resnet,transformer")
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--no-lm", action="store_true", help="leave the second-order repair out")
+    parser.add_argument("--refit-only", action="store_true", help="only mp.prune as it comes, and magnitude")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -138,8 +148,9 @@ def main() -> None:
             graph = mp.trace(model, data.train[0][:1])
             for budget in budgets:
                 if (name, seed, budget) not in runs:
-                    parts = [ours(model, graph, data, budget, not arguments.no_lm),
-                             simple(model, graph, data, budget, seed)]
+                    parts = [refitted(model, data, budget)] if arguments.refit_only else [
+                        ours(model, graph, data, budget, not arguments.no_lm), simple(model, graph, data, budget, seed)
+                    ]
                     runs[name, seed, budget] = [result for part in parts for result in part]
                     _write(arguments.json, runs)
             if seed < peer_seeds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from pathlib import Path
 
@@ -40,11 +41,19 @@ BRANCHES: dict[str, list[tuple[str, ...]]] = {
                   ("model.layers.0.mlp", "model.layers.1.mlp")],
 }
 NEEDED = {"transformer": ["attentions.0"], "vit": ["vit.layers.0.attention"]}
-cases = pytest.mark.parametrize("case", [
-    pytest.param(CASES[name], marks=pytest.mark.slow if CASES[name] in HUGGING_FACE else ()) for name in BRANCHES
-], ids=lambda c: c.name)
+QUICK = ("residual_net", "convnext", "transformer", "torch_encoder")
 
 
+def _cases(*quick: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", [
+        pytest.param(CASES[name], marks=() if name in quick else pytest.mark.slow) for name in BRANCHES
+    ], ids=lambda c: c.name)
+
+
+cases, costly = _cases(*QUICK), _cases("residual_net")
+
+
+@functools.cache
 def coarse(case: NetworkCase, units: str = "branches") -> tuple[nn.Module, Tensor, mp.UnitGraph]:
     if case in HUGGING_FACE:
         pytest.importorskip("transformers")
@@ -88,7 +97,7 @@ def test_mask_equals_surgery_and_costs_are_exact(case: NetworkCase) -> None:
             b.macs for unit, stays in zip(graph.coarse, kept) if not stays for b in unit.branches)
 
 
-@cases
+@costly
 def test_survives_a_file_and_exports(case: NetworkCase, tmp_path: Path) -> None:
     model, x, graph = coarse(case)
     kept = every_mask(graph)[-1]
@@ -118,7 +127,7 @@ def test_a_block_becomes_its_skip() -> None:
     assert model.block1.conv1.weight is not None  # the dense network isn't touched
 
 
-@cases
+@costly
 def test_the_rest_can_be_pruned_again_by_fine_units(case: NetworkCase) -> None:
     model, x, graph = coarse(case)
     kept = np.ones(graph.n_units, dtype=bool)
@@ -136,7 +145,7 @@ def test_the_rest_can_be_pruned_again_by_fine_units(case: NetworkCase) -> None:
     assert (fine.macs(mask), fine.params(mask)) == counted_costs(smaller, x)
 
 
-@pytest.mark.parametrize("name", ["residual_net", "torch_encoder", "transformer"])
+@pytest.mark.parametrize("name", ["residual_net", pytest.param("torch_encoder", marks=pytest.mark.slow)])
 def test_blocks_leave_together(name: str) -> None:
     model, x, graph = coarse(CASES[name], "blocks")
     if name == "torch_encoder":
@@ -202,7 +211,9 @@ def trained_data(name: str, n: int) -> tuple[nn.Module, Tensor, Tensor]:
         return model, x, model(x).argmax(1)
 
 
-@pytest.mark.parametrize("surrogate", [None, "quadratic", "additive"])
+@pytest.mark.parametrize(
+    "surrogate", [None, *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("quadratic", "additive"))]
+)
 def test_prune_removes_branches(surrogate: str | None, tmp_path: Path) -> None:
     model, x, y = trained_data("residual_net", 60)
     result = mp.prune(model, (x, y), budget=mp.Macs(0.8), units="branches", surrogate=surrogate, stages=1,
@@ -239,6 +250,7 @@ def test_layers_and_pins_are_named_by_branch_or_module() -> None:
 
 def test_optimizer_state_of_removed_parameters_leaves() -> None:
     model, x, graph = coarse(CASES["residual_net"])
+    model = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     F.cross_entropy(model(x), torch.arange(len(x)) % 4).backward()
     optimizer.step()

@@ -11,6 +11,7 @@ from mipprune.solver import Problem, convex_backend, count_vectors, local_search
 from mipprune.solver.anneal import anneal
 from mipprune.solver.cardinality_convex import relax_convex
 from mipprune.solver.cardinality_qp import ActiveSet
+from mipprune.solver.cardinality_search import exchange
 from mipprune.solver.convex_tree import ConvexTree
 from mipprune.solver.local_search import LocalSearch
 from mipprune.solver.oracles import FunctionOracle, HeadOracle, Oracle, oracle_of
@@ -314,3 +315,22 @@ def test_a_quadratic_is_searched_from_several_starts(monkeypatch: pytest.MonkeyP
     assert best(4, enough=one[0]) == one  # the first start was good enough
     monkeypatch.setattr(local_search, "LEAST_UNITS", n + 1)
     assert best(4) == one
+
+
+def test_local_search_ends_with_the_clock() -> None:
+    """However long a descent would go on, one swap or one evaluation is what it takes after the clock has run out."""
+    rng = np.random.default_rng(1)
+    n, size = 90, 30
+    linear, factor = rng.random(n), rng.normal(size=(n, n)) / np.sqrt(n)
+    start = np.arange(n) < size
+    np.testing.assert_array_equal(exchange(linear, factor.T @ factor, start, goes_on=lambda: False), start)
+    steps = iter([True, True])
+    some = exchange(linear, factor.T @ factor, start, goes_on=lambda: next(steps, False))
+    assert (some != start).sum() == 4  # two swaps
+    oracle = oracle_of(Quadratic(linear, factor), np.zeros(n), np.arange(n))
+    offered: list[np.ndarray] = []
+    local = LocalSearch(oracle, lambda mask: offered.append(mask.copy()) or 0.0)  # type: ignore[func-returns-value]
+    local.descend(start.astype(float), size, lambda: False)
+    local.search(start.astype(float), size, -np.inf, lambda: False)
+    assert len(offered) == 2
+    assert all((mask == start).all() for mask in offered)

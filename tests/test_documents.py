@@ -62,15 +62,13 @@ SLOW_DOCS = {
     "docs/how-to/accuracy-tolerance.md", "docs/extending/operation.md", "docs/extending/study-kind.md",
     "docs/extending/storage.md", "docs/extending/surrogate.md",
 }
-FRAGMENTS = {"docs/coverage.md"}  # pieces of an extension; test_coverage_edges.py runs them around an operation
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
-DOCS = [page for page in PAGES if page not in FRAGMENTS]
 OPTIONAL = ("transformers", "onnx", "onnxruntime")
 
 
 @pytest.mark.parametrize("document", [
     pytest.param(document, marks=[pytest.mark.slow] * (document in SLOW_DOCS))
-    for document in DOCS if python_blocks(document)
+    for document in PAGES if python_blocks(document)
 ])
 def test_the_code_in_the_docs_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a document run from top to bottom, as one script; those that need an absent package are left out."""

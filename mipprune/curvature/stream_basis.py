@@ -15,7 +15,7 @@ def stream_basis(graph: UnitGraph, data: LabelledData, stream: Stream) -> torch.
     """Orthonormal directions of a stream of width n, the most important first: float64 (n, n - 1).
 
     Principal components of the covariance of the normalised stream (mean over coordinates 0, variance 1), summed over
-    the layer-norms that read it, after SliceGPT (2401.15024, sec. 3.3), which rotates between RMS norms and takes a
+    the layer-norms that read it, after SliceGPT (2401.15024), which rotates between RMS norms and takes a
     basis for every block.  The mean over coordinates, which layer-norm removes anyway, is left out.
     """
     names = {norm.all_input_nodes[0].name for norm in stream.norms}

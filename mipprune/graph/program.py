@@ -24,11 +24,7 @@ class Program:
 
     A gate multiplies what a unit's readers get: 1 keeps the unit, 0 removes its whole contribution, and values in
     between are what gate derivatives are taken at.  Gates have shape (n_units,) for all samples alike, or
-    (N, n_units) for each sample its own.
-
-    Args:
-        model: the network that was captured; its tensors are read at every run.
-        captured: its operations.
+    (N, n_units) for each sample its own.  The tensors of ``model`` are read at every run of what was ``captured``.
     """
 
     def __init__(self, model: nn.Module, captured: Capture) -> None:

@@ -61,7 +61,7 @@ def apply_rule(context: Context, node: fx.Node, args: tuple[Any, ...], kwargs: d
             f"no rule for {describe(node)}.\n"
             f"mipprune doesn't guess what an unknown operation does to units. Either {alone}, which pins whatever "
             f"reaches it; or say what it does with "
-            f"@mipprune.graph.register_rule({name!r}), see docs/coverage.md."
+            f"@mipprune.graph.register_rule({name!r}), see docs/extending/operation.md."
         )
     for keyword, given in kwargs.items():
         if isinstance(given, Value):

@@ -23,9 +23,11 @@ from ..surgery import allow_empty as find_emptiable
 from .baseline import magnitude_mask
 from .certificate import certify_accuracy
 from .diagnosis import diagnose
+from .interrupts import interrupts_held
 from .ladder import climb_down
 from .measure import measure
 from .options import AccuracyDrop, Budget, LossIncrease
+from .oracle import divergence
 from .refit_search import search_widths
 from .repairing import Repairer
 from .request import check_options, check_units, chosen_surrogate, requirement
@@ -40,9 +42,9 @@ from .search import (
     under_budget,
     within_tolerance,
 )
+from .shrink import RiseOracle, shrink
 from .surrogates import SURROGATES
 from .timing import LatencyCheck
-from .widths import divergence
 
 __all__ = ["prune"]
 
@@ -92,7 +94,8 @@ def prune(
             Latency is measured again on the pruned network; where the table was wrong, the problem is solved again
             under another limit, at most three times, and the report says what was reached.
         tolerance: ``LossIncrease(nats)``: the pruned, repaired network's mean cross-entropy on the calibration data
-            exceeds the dense one's by at most that; or ``AccuracyDrop(drop, confidence)``: the smallest network on a
+            exceeds the dense one's by at most that (with refits, what was refitted on two thirds of it also keeps to it
+            on the rest); or ``AccuracyDrop(drop, confidence)``: the smallest network on a
             ladder of budgets whose accuracy provably falls by at most that
             (:func:`~mipprune.pruning.ladder.climb_down`); exactly one of ``budget`` and ``tolerance`` is given.
         minimize: with a tolerance, what is made small: ``"units"``, ``"params"`` or ``"macs"``.
@@ -142,11 +145,11 @@ def prune(
     """
     given = dict(locals())
     if isinstance(tolerance, AccuracyDrop) and budget is None:
-        check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
+        check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit, seed)
         return climb_down(lambda rung: prune(**(given | {"budget": rung, "tolerance": None})), tolerance, minimize)
     begin, begin_cpu = time.monotonic(), time.process_time()
     budgets = requirement(budget, tolerance)
-    check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
+    check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit, seed)
     check_units(units, budgets, surrogate, allow_empty, multiple)
     surrogate = chosen_surrogate(surrogate, tolerance, stages, multiple, repair, units)
     if allow_empty is None:
@@ -181,9 +184,12 @@ def prune(
                 search, best, termination, limits, lambda now: _search(search, now, None, minimize, stages, best.kept)
             )
     task = _describe(budgets, tolerance, minimize)
-    return _finish(
-        search, best, termination, task, "drop" if budgets else minimize, limits, held_out, begin, begin_cpu, reached
-    )
+    with interrupts_held() as held:
+        search.stopped = held.is_set
+        return _finish(
+            search, best, termination, task, "drop" if budgets else minimize, limits, held_out, begin, begin_cpu,
+            reached,
+        )
 
 
 def prepare(
@@ -228,6 +234,11 @@ def _search(
         for count in plans:
             if tolerance is None:
                 under_budget(search, limits, count, found)
+            elif refits:
+                oracle = RiseOracle(search)
+                within_tolerance(search, tolerance.nats, minimize, count, found, rise=oracle)
+                if found[-1].stages:
+                    found.append(shrink(search, oracle, found[-1], tolerance.nats, minimize))
             else:
                 within_tolerance(search, tolerance.nats, minimize, count, found)
         best = _best(search, found, tolerance, minimize)
@@ -294,7 +305,7 @@ def _finish(
     counts = graph.costs.counts(best.kept)
     spent = {r: graph.costs.cost(r, counts) for r in graph.costs.resources}
     dense, pruned = measure(graph.model, data), measure(small, data)
-    same = limits or {"macs": spent["macs"]}
+    same = limits or {objective: spent[objective]}
     same_cost = magnitude_mask(graph, same, search.pinned, search.min_keep, search.multiple)
     baseline, _ = search.deployed(same_cost)
     last = best.stages[-1] if best.stages else None

@@ -9,15 +9,17 @@ import numpy as np
 
 from ..errors import InfeasibleError
 from ..records import frozen_array
+from .oracle import RefitOracle
 from .search import Candidate, Searcher
 from .surrogates import refit_size_curves
-from .widths import RefitOracle, UnitExchange, WidthSearch
+from .unit_exchange import UnitExchange
+from .widths import WidthSearch
 
 __all__ = ["search_widths"]
 
 #: Networks that the searches repair and measure: as many as this many multiply-adds (of the smaller network, on all
 #: samples) pay for, within a range.
-SEARCH_WORK, FEWEST_TRIALS, MOST_TRIALS = 1.5e10, 20, 200
+SEARCH_WORK, FEWEST_TRIALS, MOST_TRIALS = 1.5e10, 20, 120
 #: The share of them that goes to choices of groups to empty, and to widths; the rest is for exchanges of units.
 PATTERN_SHARE, WIDTH_SHARE = 0.1, 0.3
 #: How many choices of groups to empty share the widths' evaluations, and the exchanges.

@@ -34,7 +34,7 @@ def requirement(budget: Any, tolerance: Any) -> tuple[Budget, ...]:
 
 def check_options(
     minimize: str, min_keep: int, multiple: int, surrogate: str | None, stages: int | None, repair: Sequence[str],
-    time_limit: float | None,
+    time_limit: float | None, seed: int = 0,
 ) -> None:
     """Refuse what no network could make right, before anything is read or traced."""
     if minimize not in ("units", "params", "macs"):
@@ -42,6 +42,8 @@ def check_options(
     for name, value in (("min_keep", min_keep), ("multiple", multiple), ("stages", 1 if stages is None else stages)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise ConfigError(f"{name} must be a whole number, got {value!r}")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ConfigError(f"seed must be a whole number, at least 0, got {seed!r}")
     if min_keep < 1:
         raise BudgetError(f"min_keep must be at least 1, got {min_keep}: a layer without units can't be built")
     if multiple < 1:

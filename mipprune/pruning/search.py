@@ -22,9 +22,9 @@ from ..solver import Recombination, SizeCurve, recombine, size_curves
 from .joint import JointProblem
 from .measure import Quality, measure
 from .multiples import allowed_counts, least_counts, searched_counts, width_steps
+from .oracle import TEMPERATURE
 from .repairing import Repairer, RepairStep
 from .surrogates import layer_surrogates, refit_size_curves
-from .widths import TEMPERATURE
 
 __all__ = ["Candidate", "Searcher", "Stage", "jointly", "tighten", "under_budget", "within_tolerance"]
 
@@ -91,6 +91,7 @@ class Searcher:
     tick: Callable[[str], None]
     multiple: int = 1
     unseen: LabelledData | None = None
+    stopped: Callable[[], bool] = lambda: False
     _refit_curves: list[RefitCurve] | None = None
 
     @property
@@ -123,7 +124,8 @@ class Searcher:
         return left
 
     def goes_on(self) -> bool:
-        return self.deadline is None or time.monotonic() < self.deadline
+        """Whether there is time left and nobody has asked to stop."""
+        return not self.stopped() and (self.deadline is None or time.monotonic() < self.deadline)
 
     def deployed(self, kept: np.ndarray) -> tuple[nn.Module, tuple[RepairStep, ...]]:
         """The smaller network of a mask, repaired, and what the repairs did."""
@@ -213,13 +215,14 @@ def under_budget(search: Searcher, limits: dict[str, int], stages: int, best: li
 
 
 def within_tolerance(
-    search: Searcher, nats: float, minimize: str, stages: int, best: list[Candidate], trials: int = 8
+    search: Searcher, nats: float, minimize: str, stages: int, best: list[Candidate], trials: int = 8,
+    rise: Callable[[np.ndarray], float] = lambda kept: 0.0,
 ) -> None:
     """Cheapest network in ``minimize`` whose measured loss increase stays within ``nats``.
 
     The surrogate's limit ``max_drop`` is searched for: the largest one whose solution, built and repaired, keeps the
-    true loss within the tolerance.  Every stage may use an equal further share of the tolerance.  Masks that pass are
-    appended to ``best``, each at least as cheap as the one before.
+    true loss within the tolerance, and ``rise`` of the mask too.  Every stage may use an equal further share of the
+    tolerance.  Masks that pass are appended to ``best``, each at least as cheap as the one before.
     """
     costs = search.graph.costs
     kept = np.ones(search.graph.n_units, dtype=bool)
@@ -234,7 +237,7 @@ def within_tolerance(
         for _ in range(trials):
             found = search.combine(curves, objective=minimize, max_drop=limit)
             after = search.truth(found.kept)
-            if after.loss <= allowed:
+            if after.loss <= allowed and rise(found.kept) <= nats:
                 low = limit
                 if winner is None or found.objective <= winner[0].objective:
                     winner = (found, after, limit)

@@ -35,7 +35,7 @@ class CutNetwork:
 
     def __init__(self, graph: UnitGraph, kept: np.ndarray) -> None:
         self.graph = graph
-        self.kept = np.asarray(kept, dtype=bool)
+        self.kept = np.array(kept, dtype=bool)  # a copy: later networks are compared with it
         self._names = graph.program.captured.tensors
         leaving = [b for unit, stays in zip(graph.coarse, self.kept.tolist()) if not stays for b in unit.branches]
         self.dead = frozenset(node for branch in leaving for node in branch.nodes)

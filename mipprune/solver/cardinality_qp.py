@@ -218,7 +218,10 @@ class ActiveSet:
         right[near, np.arange(len(near))] = 1.0
         solved, _ = dpotrs(factor, np.concatenate([right, member], axis=1), lower=1)
         own, sums = solved[near, np.arange(len(near))], solved[:, len(near):]
-        give = own - (sums[near] * np.linalg.solve(member.T @ sums, sums[near].T).T).sum(1)
+        if sums.shape[1] == 1:
+            give = own - sums[near, 0] ** 2 / sums.sum()
+        else:
+            give = own - (sums[near] * np.linalg.solve(member.T @ sums, sums[near].T).T).sum(1)
         # a unit that is alone in its sum can't move
         return free[near], 1.0 / np.maximum(give, 1e-300)
 
@@ -236,29 +239,29 @@ class ActiveSet:
             if distance <= 1e-13:
                 return
             free = np.flatnonzero(self.status == _FREE)
-            member = self.member[free]
-            there = member.any(0) if groups > 1 else np.array([len(free) > 0])
-            stuck = np.flatnonzero(~there & (rise != 0)) if len(free) else np.arange(groups)
-            if len(stuck):
-                released = [self._release_one(g, float(rise[g])) for g in stuck.tolist()]
-                if not any(released):
-                    return  # nothing can move, and nothing has to
-                continue
+            if groups > 1 or len(free) == 0:
+                there = self.member[free].any(0)
+                stuck = np.flatnonzero(~there & (rise != 0)) if len(free) else np.arange(groups)
+                if len(stuck):
+                    released = [self._release_one(g, float(rise[g])) for g in stuck.tolist()]
+                    if not any(released):
+                        return  # nothing can move, and nothing has to
+                    continue
             factor, fault = dpotrf(self.curvature[free[:, None], free], lower=1)
             if fault:
                 break
             columns = self.curvature[:, free]
             right = np.empty((len(free), groups + 1))
-            right[:, :groups] = member
+            right[:, :groups] = self.member[free]
             right[:, groups] = -force[free]
             solved, _ = dpotrs(factor, right, lower=1)
-            slope = np.zeros(groups)
             if groups == 1:
-                slope[0] = (rise[0] - solved[:, 1].sum()) / solved[:, 0].sum()
+                slope = (rise - solved[:, 1].sum()) / solved[:, 0].sum()
+                step = slope[0] * solved[:, 0] + solved[:, 1]
             else:
-                sums = member.T @ solved
+                sums, slope = self.member[free].T @ solved, np.zeros(groups)
                 slope[there] = np.linalg.solve(sums[there][:, :groups][:, there], (rise - sums[:, groups])[there])
-            step = solved[:, :groups] @ slope + solved[:, groups]
+                step = solved[:, :groups] @ slope + solved[:, groups]
             turn = columns @ step + force
             distance -= self._step(distance, free, step, turn, slope, driver, sign)
         else:

@@ -9,7 +9,7 @@ from .plan import AttributeRepair, KeptUnits, ModuleRemoval, PrunePlan, SizeRewr
 from .verify import Verification, verify
 
 __all__ = [
-    "COARSE", "AttributeRepair", "ConfigChange", "KeptUnits", "ModuleRemoval", "PrunePlan", "SizeRewrite",
-    "TensorCut", "Verification", "allow_empty", "coarsen", "load", "load_plan", "save", "sync_config",
-    "transfer_optimizer", "verify",
+    "COARSE", "AttributeRepair", "ConfigChange", "KeptUnits", "ModuleRemoval", "PrunePlan", "SizeRewrite", "TensorCut",
+    "Verification", "allow_empty", "coarsen", "load", "load_plan", "save", "sync_config", "transfer_optimizer",
+    "verify",
 ]
