@@ -79,11 +79,12 @@ def digits_rows() -> Iterator[Row]:
     """128 units, every solver, every formulation."""
     layer = digits_layer()
     yield from head_rows(layer, [0.005, 0.02], {"nlp": 60.0, "scip": 60.0, "highs": 30.0})
+    yield from head_rows(layer, [0.05, 0.1], {"nlp": 60.0})
     yield from gates_rows(layer, [96, 64, 32], {"nlp": 60.0, "scip": 30.0})
     yield peer_row(layer, "margin rows, 50 samples", margin_rows, 60.0, samples=50)
     yield peer_row(layer, "margin rows, 1000 samples", margin_rows, 60.0, samples=1000)
     yield peer_row(layer, "linearised pairs", linearised_pairs, 60.0, keep=64)
-    yield from macs_rows(layer, [0.5, 0.25], {"scip": 60.0})
+    yield from macs_rows(layer, [0.5, 0.25], {"nlp": 60.0, "scip": 60.0})
     yield from network_rows(layer, 60.0)
 
 
@@ -95,7 +96,7 @@ def mnist_rows() -> Iterator[Row]:
         yield from head_rows(layer, [0.02], {"nlp": 60.0, "scip": 60.0})
         yield from gates_rows(layer, [units // 4], {"nlp": 30.0})
         yield from gates_rows(layer, [units // 2], {"nlp": 30.0, "scip": 30.0})
-        yield from macs_rows(layer, [0.5, 0.25], {"scip": 30.0})
+        yield from macs_rows(layer, [0.5, 0.25], {"nlp": 30.0, "scip": 30.0})
 
 
 def feature_rows() -> Iterator[Row]:

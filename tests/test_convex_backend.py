@@ -7,10 +7,13 @@ import pytest
 
 from mipprune.costs import BilinearCost, CostModel
 from mipprune.errors import InfeasibleError, SolverError
-from mipprune.solver import Problem, convex_backend, solve
+from mipprune.solver import Problem, convex_backend, count_vectors, local_search, solve
 from mipprune.solver.anneal import anneal
+from mipprune.solver.cardinality_convex import relax_convex
 from mipprune.solver.cardinality_qp import ActiveSet
+from mipprune.solver.cardinality_search import exchange
 from mipprune.solver.convex_tree import ConvexTree
+from mipprune.solver.local_search import LocalSearch
 from mipprune.solver.oracles import FunctionOracle, HeadOracle, Oracle, oracle_of
 from mipprune.surrogates import Additive, LinearHead, Quadratic, RobustAdditive, Surrogate
 
@@ -115,6 +118,55 @@ def test_tilt_and_bend_follow_the_minimiser() -> None:
         np.testing.assert_allclose(near.z, fresh.z, atol=1e-4, err_msg=str(trial))
 
 
+def test_a_minimiser_sought_from_a_point_leaves_held_units_alone() -> None:
+    rng = np.random.default_rng(4)
+    n, total = 12, 5
+    for trial in range(20):
+        linear, factor = rng.normal(size=n), rng.normal(size=(n, n)) / np.sqrt(n)
+        curvature = factor.T @ factor
+        held = np.zeros(n, dtype=bool)
+        held[[2, 7]] = True
+        z = np.full(n, (total - 1) / (n - 2))
+        z[[2, 7]] = 1.0, 0.0
+        state = ActiveSet.near(z, linear + curvature @ z, curvature, held)
+        assert state.z[2] == 1.0
+        assert state.z[7] == 0.0
+        free = np.flatnonzero(~held)
+        fresh = ActiveSet(linear[free] + curvature[free, 2], curvature[np.ix_(free, free)])
+        fresh.move_total(total - 1)
+        np.testing.assert_allclose(state.z[free], fresh.z, atol=1e-5, err_msg=str(trial))
+
+
+class Steep(FunctionOracle):
+    """A sum of log cosh: curved near its minima and straight beyond, so full Newton steps go too far."""
+
+    def __init__(self, n: int, terms: int, steepness: float, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.rows, self.steepness = rng.normal(size=(terms, n)), steepness
+        self.centre = self.rows @ rng.random(n)
+
+    def value_and_gradient(self, z: np.ndarray) -> tuple[float, np.ndarray]:
+        t = self.steepness * (self.rows @ z - self.centre)
+        return float((np.logaddexp(t, -t) - np.log(2.0)).sum() / self.steepness), self.rows.T @ np.tanh(t)
+
+    def curvature(self, z: np.ndarray) -> np.ndarray:
+        t = self.steepness * (self.rows @ z - self.centre)
+        return (self.rows.T * (self.steepness / np.cosh(t) ** 2)) @ self.rows
+
+
+def test_steps_that_go_too_far_are_drawn_back() -> None:
+    """Ruling out all masks takes 233 nodes, and 1,517 where a node ends with the full steps of its model."""
+    n, total, nodes = 14, 7, 0
+    masks = np.array([m for m in (np.arange(1 << n)[:, None] >> np.arange(n) & 1).astype(bool) if m.sum() == total])
+    for seed in range(3):
+        oracle = Steep(n, 10, 3.0, seed)
+        cutoff = min(oracle.value_and_gradient(mask.astype(float))[0] for mask in masks) * (1.0 - 1e-6)
+        tree = ConvexTree(oracle, np.full(n, total / n), total, cutoff, lambda mask: np.inf)
+        assert tree.run(lambda tree=tree: tree.nodes < 3000)
+        nodes += tree.nodes
+    assert nodes < 400
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("total", [1, 4, 8])
 def test_tree_finds_the_least_value_and_its_bound_is_valid(kind: str, total: int) -> None:
@@ -153,7 +205,9 @@ def test_every_budget_agrees_with_enumeration(kind: str) -> None:
         assert found.bound <= reference.objective + 1e-9
 
 
-def test_auto_takes_it_for_one_group_and_it_refuses_several() -> None:
+def test_auto_takes_it_for_one_group_or_the_least_drop_and_it_refuses_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     surrogate = surrogate_of("head", 14)
     assert solve(Problem.minimize_units(surrogate, max_drop=0.3)).solver == "nlp"
     none = np.zeros(0, dtype=np.int64)
@@ -163,6 +217,12 @@ def test_auto_takes_it_for_one_group_and_it_refuses_several() -> None:
     with pytest.raises(SolverError, match="one group"):
         solve(problem, solver="nlp")
     assert solve(problem).solver == "scip"
+    least = Problem.minimize_drop(surrogate_of("quadratic", 14), costs=two, budgets={"units": 9})
+    assert solve(least).solver == "nlp"
+    monkeypatch.setattr(count_vectors, "MOST_VECTORS", 30)
+    with pytest.raises(SolverError, match="these are too many"):
+        solve(least, solver="nlp")
+    assert solve(least).solver == "scip"
 
 
 def test_multiples_hold_and_other_surrogates_go_to_scip() -> None:
@@ -227,3 +287,50 @@ def test_without_a_tree_the_answer_is_sound_and_near(
     assert problem.evaluate(found.kept).feasible
     assert found.bound <= best.objective + 1e-9
     assert best.objective - 1e-9 <= found.objective <= best.objective + (1 if objective == "units" else 1e-6)
+
+
+def test_a_quadratic_is_searched_from_several_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    n, size = 90, 30
+    oracle = oracle_of(Quadratic(0.1 * rng.random(n), rng.normal(size=(n, n)) / np.sqrt(n)), np.zeros(n), np.arange(n))
+    point = relax_convex(
+        oracle.value_and_gradient, np.full(n, 0.5), size, np.full(n + 1, -np.inf), tolerance=1e-6
+    )
+
+    def best(starts: int, enough: float = -np.inf) -> tuple[float, int]:
+        monkeypatch.setattr(local_search, "RESTARTS", starts)
+        values = []
+
+        def offer(mask: np.ndarray) -> float:
+            assert mask.sum() == size
+            values.append(oracle.value_and_gradient(mask.astype(float))[0])
+            return -np.inf
+
+        LocalSearch(oracle, offer).search(point, size, enough, lambda: True)
+        return min(values), len(values)
+
+    one, several = best(1), best(4)
+    assert several[0] < one[0]
+    assert several[1] > one[1] + 2
+    assert best(4, enough=one[0]) == one  # the first start was good enough
+    monkeypatch.setattr(local_search, "LEAST_UNITS", n + 1)
+    assert best(4) == one
+
+
+def test_local_search_ends_with_the_clock() -> None:
+    """However long a descent would go on, one swap or one evaluation is what it takes after the clock has run out."""
+    rng = np.random.default_rng(1)
+    n, size = 90, 30
+    linear, factor = rng.random(n), rng.normal(size=(n, n)) / np.sqrt(n)
+    start = np.arange(n) < size
+    np.testing.assert_array_equal(exchange(linear, factor.T @ factor, start, goes_on=lambda: False), start)
+    steps = iter([True, True])
+    some = exchange(linear, factor.T @ factor, start, goes_on=lambda: next(steps, False))
+    assert (some != start).sum() == 4  # two swaps
+    oracle = oracle_of(Quadratic(linear, factor), np.zeros(n), np.arange(n))
+    offered: list[np.ndarray] = []
+    local = LocalSearch(oracle, lambda mask: offered.append(mask.copy()) or 0.0)  # type: ignore[func-returns-value]
+    local.descend(start.astype(float), size, lambda: False)
+    local.search(start.astype(float), size, -np.inf, lambda: False)
+    assert len(offered) == 2
+    assert all((mask == start).all() for mask in offered)

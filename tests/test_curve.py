@@ -343,9 +343,7 @@ def _branch(surrogate: Quadratic, total: int, nodes: int) -> tuple[float, float]
     state.move_total(total)
     start = np.arange(len(g)) < total
     steps = iter(range(nodes))
-    result = branch_and_bound(
-        state, g, h, start, lambda z: exchange(g, h, z), lambda: next(steps, None) is not None, 1e-9
-    )
+    result = branch_and_bound(state, g, h, start, lambda: next(steps, None) is not None, 1e-9)
     assert result.z.sum() == total
     assert result.value == pytest.approx(surrogate.drop(result.z), abs=1e-9)
     return result.value, result.bound
@@ -387,7 +385,7 @@ def test_a_coarse_branch_and_bound_is_off_by_no_more_than_its_tolerance(seed: in
     for total in range(12):
         state.move_total(total)
         start = np.arange(11) < total
-        result = branch_and_bound(state, g, h, start, lambda z: z, lambda: True, tolerance=0.5)
+        result = branch_and_bound(state, g, h, start, lambda: True, tolerance=0.5)
         assert result.bound <= best[11 - total] + 1e-9
         assert result.value <= best[11 - total] + 0.5
         missed += result.value > best[11 - total] + 1e-9

@@ -180,6 +180,38 @@ def test_a_killed_cbc_leaves_the_incumbent() -> None:
     assert not solution.proved
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for child processes in /proc")
+def test_ctrl_c_ends_the_cbc_that_was_running() -> None:
+    problem = hard_problem()
+    before, seen, done = children(), [], threading.Event()
+
+    def interrupt() -> None:
+        while not done.is_set() and not seen:
+            for child in children() - before:
+                time.sleep(0.1)
+                seen.append(child)
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    gc.collect()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    try:
+        solution = solve(problem, solver="cbc", time_limit=20)
+    finally:
+        done.set()
+        watcher.join()
+        signal.signal(signal.SIGINT, handler)
+    left = children() & set(seen)
+    for child in left:
+        os.kill(child, signal.SIGKILL)
+    assert seen
+    assert not left
+    assert solution.termination == "interrupted"
+    assert is_sound(problem, solution)
+
+
 @posix
 @pytest.mark.parametrize("solver", ["nlp", "scip", "highs", "cbc"])
 @pytest.mark.parametrize("after", [0.02, 0.2, 1.5])

@@ -13,6 +13,7 @@ from ..graph.layers import named_arguments
 from ..records import Record, frozen_array
 from .output_metric import output_metrics
 from .stream_basis import projected_errors, stream_basis
+from .subset_bounds import Regression, least_errors
 
 __all__ = ["RefitCurve", "refit_curves", "refit_errors"]
 
@@ -25,7 +26,8 @@ class RefitCurve(Record):
         order: int64 (n,): units within the group in the order of removal; the last one stays longest.
         error: float64 (n + 1,): entry r is the predicted KL in nats once ``order[:r]`` are gone and their readers
             refitted; the last one is an empty branch's, of whose readers only the biases are left.
-        lower: float64 (n + 1,): no choice of r units has a smaller predicted KL.
+        lower: float64 (n + 1,): no choice of r units has a smaller predicted KL
+            (:func:`~mipprune.curvature.subset_bounds.least_errors`).
     """
 
     order: np.ndarray
@@ -48,6 +50,10 @@ class _Reader:
     weight: np.ndarray  # (m, D): sqrt(M / 2) W
     columns: np.ndarray  # (n, b)
 
+    def regression(self) -> Regression:
+        own = self.columns.ravel()
+        return Regression(self.inverse[np.ix_(own, own)], self.weight[:, own])
+
 
 def refit_curves(
     graph: UnitGraph, data: LabelledData, *, pinned: np.ndarray | None = None, ridge: float = 1e-4,
@@ -67,8 +73,12 @@ def refit_curves(
     follow by block elimination, O(D^2 b) a step.
 
     Args:
+        graph: the traced network.
+        data: calibration samples; targets aren't used.
         pinned: bool (n_units,), units that stay; they come last in ``order``.
+        ridge: added to G's diagonal, relative to its mean.
         temperature: t of the softened KL divergence, which is multiplied by t^2 as in distillation.
+        probes, seed: of the output metrics, see :func:`output_metrics`.
     """
     pinned = np.zeros(graph.n_units, dtype=bool) if pinned is None else pinned
     readers = _measured(graph, data, ridge, temperature, probes, seed)
@@ -86,6 +96,7 @@ def refit_errors(
 
     Args:
         kept: bool (n_units,); every group is taken apart, as the curves do.
+        graph, data, ridge, temperature, probes, seed: as in :func:`refit_curves`.
     """
     out = np.zeros(len(graph.groups))
     readers = _measured(graph, data, ridge, temperature, probes, seed)
@@ -176,11 +187,8 @@ def _eliminate(group: UnitGroup, readers: list[_Reader], pinned: np.ndarray) -> 
     # arrays are copied: elimination shrinks them
     states = [(r.inverse.copy(), r.weight.copy(), r.columns.copy()) for r in readers]
     error, order = np.zeros(n + 1), []
-    lower = np.zeros(n + 1)
     for removed in range(n):
         scores = sum((_scores(*state) for state in states), np.zeros(len(alive)))
-        if removed == 0:
-            lower[1:] = np.sort(scores)
         free = np.where(pinned[alive], np.inf, scores)
         if not np.isfinite(free).any():  # only pinned units are left: any order will do, no size below is allowed
             order += alive.tolist()
@@ -191,6 +199,7 @@ def _eliminate(group: UnitGroup, readers: list[_Reader], pinned: np.ndarray) -> 
         order.append(int(alive[best]))
         alive = np.delete(alive, best)
         states = [_removed(*state, best) for state in states]
+    lower = least_errors([reader.regression() for reader in readers], n)
     return RefitCurve(frozen_array(order, np.int64), frozen_array(error), frozen_array(np.minimum(lower, error)))
 
 

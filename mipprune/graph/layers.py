@@ -34,6 +34,7 @@ class Layer:
         total: the residual addition that alone reads the (normalised) output, if there is one.
         other: the other summand's node.
         groups: of the convolution.
+        stride, padding, dilation: of the convolution, per dimension; empty for a linear operation.
     """
 
     node: fx.Node
@@ -50,12 +51,16 @@ class Layer:
 
     @property
     def is_linear(self) -> bool:
+        """Whether it's a linear operation, not a convolution."""
         return not self.stride
 
     def design(self, x: torch.Tensor, weight: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
         """Inputs as columns: shape (groups, D, R), D numbers that one output is made of, R positions times samples.
 
-        ``grid`` takes the positions of a coarser grid only (of a convolution).
+        Args:
+            x: (N, ...), what the layer reads.
+            weight: its weight, for the kernel's size.
+            grid: takes the positions of a coarser grid only (of a convolution).
         """
         if self.is_linear:
             return x.reshape(x.shape[:-1].numel(), x.shape[-1]).T[None]
@@ -66,13 +71,13 @@ class Layer:
 
     @staticmethod
     def on_grid(y: torch.Tensor, grid: Grid | None) -> torch.Tensor:
-        """The positions of ``grid`` of an output."""
+        """The positions of ``grid`` of the output ``y``."""
         if grid is None:
             return y
         return y[(slice(None), slice(None), *(slice(start, None, grid.step) for start in grid.starts))]
 
     def outputs(self, y: torch.Tensor, groups: int) -> torch.Tensor:
-        """Outputs (of this layer's shape) as columns, in the order of :meth:`design`: shape (groups, m, R)."""
+        """Outputs ``y`` (of this layer's shape) as columns, in the order of :meth:`design`: shape (groups, m, R)."""
         if self.is_linear:
             return y.reshape(y.shape[:-1].numel(), y.shape[-1]).T[None]
         return y.movedim(0, -1).reshape(groups, y.shape[1] // groups, y.shape[2:].numel() * len(y))
@@ -121,7 +126,7 @@ def _patches(
 
 
 def find_layers(program: Program) -> list[Layer]:
-    """All linear and convolution operations with weights of their own, in execution order."""
+    """All linear and convolution operations of ``program`` with weights of their own, in execution order."""
     captured = program.captured
     shared = _shared(program)
     found = []

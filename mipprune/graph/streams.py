@@ -41,7 +41,7 @@ class Stream:
 
 
 def find_streams(graph: UnitGraph) -> list[Stream]:
-    """All streams of a traced network: O(groups * operations)."""
+    """All streams of the traced network ``graph``: O(groups * operations)."""
     layers = {layer.node.name: layer for layer in find_layers(graph.program)}
     found = (_Walk(graph, layers, number).stream() for number in range(len(graph.groups)))
     return [stream for stream in found if stream is not None]

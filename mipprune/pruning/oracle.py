@@ -80,6 +80,12 @@ class RefitOracle:
         return loss
 
     def _judged(self, cut: CutNetwork, sweep: Sweep) -> float:
+        logits, headed = self._logits(cut, sweep)
+        apart = softened_divergence(self.fit.judged_logits, logits)
+        return float(F.cross_entropy(logits.double(), self.targets) * apart) ** 0.5 if headed else apart
+
+    def _logits(self, cut: CutNetwork, sweep: Sweep) -> tuple[torch.Tensor, bool]:
+        """On the samples that judge, and whether a head was fitted."""
         output = self.graph.program.captured.output
         layer = self.fit.layers.get(output.name)
         if self.head and layer is not None and layer.is_linear and self.fit.logits.ndim == 2:
@@ -88,8 +94,5 @@ class RefitOracle:
             fit_head(cut, self.fit, torch.cat(fitted), max_iter=HEAD_STEPS)
             judged = torch.cat([x[n:] for x, n in zip(features, self.fit.fitted, strict=True)])
             bias = None if layer.bias is None else cut.tensors[layer.bias]
-            logits = F.linear(judged, cut.tensors[layer.weight], bias)
-            apart = softened_divergence(self.fit.judged_logits, logits)
-            return float(F.cross_entropy(logits.double(), self.targets) * apart) ** 0.5
-        judged = torch.cat([env[output.name][n:] for env, n in zip(sweep.envs, self.fit.fitted, strict=True)])
-        return softened_divergence(self.fit.judged_logits, judged)
+            return F.linear(judged, cut.tensors[layer.weight], bias), True
+        return torch.cat([env[output.name][n:] for env, n in zip(sweep.envs, self.fit.fitted, strict=True)]), False

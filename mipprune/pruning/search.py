@@ -215,13 +215,14 @@ def under_budget(search: Searcher, limits: dict[str, int], stages: int, best: li
 
 
 def within_tolerance(
-    search: Searcher, nats: float, minimize: str, stages: int, best: list[Candidate], trials: int = 8
+    search: Searcher, nats: float, minimize: str, stages: int, best: list[Candidate], trials: int = 8,
+    rise: Callable[[np.ndarray], float] = lambda kept: 0.0,
 ) -> None:
     """Cheapest network in ``minimize`` whose measured loss increase stays within ``nats``.
 
     The surrogate's limit ``max_drop`` is searched for: the largest one whose solution, built and repaired, keeps the
-    true loss within the tolerance.  Every stage may use an equal further share of the tolerance.  Masks that pass are
-    appended to ``best``, each at least as cheap as the one before.
+    true loss within the tolerance, and ``rise`` of the mask too.  Every stage may use an equal further share of the
+    tolerance.  Masks that pass are appended to ``best``, each at least as cheap as the one before.
     """
     costs = search.graph.costs
     kept = np.ones(search.graph.n_units, dtype=bool)
@@ -236,7 +237,7 @@ def within_tolerance(
         for _ in range(trials):
             found = search.combine(curves, objective=minimize, max_drop=limit)
             after = search.truth(found.kept)
-            if after.loss <= allowed:
+            if after.loss <= allowed and rise(found.kept) <= nats:
                 low = limit
                 if winner is None or found.objective <= winner[0].objective:
                     winner = (found, after, limit)

@@ -52,6 +52,40 @@ class UnitExchange:
                 kept, loss = trial, value
         return kept, loss
 
+    def until(
+        self, kept: np.ndarray, enough: float, evaluations: int, goes_on: Callable[[], bool] = lambda: True
+    ) -> tuple[np.ndarray, float, int]:
+        """Like :meth:`run`, but ends as soon as the loss is at most ``enough``; also says how many networks it took."""
+        loss, spent = self.widths.oracle(kept), 1
+        while loss > enough and spent < evaluations and goes_on():
+            kept, loss = self.run(kept, loss, 1, goes_on)
+            spent += 1
+        return kept, loss, spent
+
+    def thinned(self, kept: np.ndarray) -> np.ndarray | None:
+        """Units taken away, least predicted loss per cost first, until the limits hold; ``None`` if they can't."""
+        kept, widths = kept.copy(), self.widths
+        counts = self._counts(kept)
+        while not widths.fits(counts):
+            options = []
+            for g, curve in enumerate(widths.curves):
+                out = [u for u in self._by_rank(g) if kept[u] and not self.pinned[u]]
+                narrower = widths.allowed[g][widths.allowed[g] < counts[g]]
+                if not len(narrower) or len(out) < counts[g] - narrower[-1]:
+                    continue
+                less = counts.copy()
+                less[g] = narrower[-1]
+                size = len(curve.order)
+                loss = curve.error[size - less[g]] - curve.error[size - counts[g]]
+                saved = sum(widths.costs.cost(r, counts) - widths.costs.cost(r, less) for r in widths.limits)
+                options.append((loss / max(saved, 1), g, out[: counts[g] - less[g]]))
+            if not options:
+                return None
+            _, g, out = min(options, key=lambda option: option[:2])
+            kept[out] = False
+            counts[g] -= len(out)
+        return kept
+
     def _moved(self, kept: np.ndarray) -> np.ndarray | None:
         a, b = self._rng.integers(len(self._units), size=2)
         if a == b and int(a) in self.alike:

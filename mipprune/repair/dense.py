@@ -13,8 +13,8 @@ from ..curvature.stream_basis import stream_basis
 from ..game.data import LabelledData
 from ..graph import Layer, Program, Stream, UnitGraph, find_layers, find_streams
 from ..graph.capture import is_integer_node
-from ..graph.context import batch_dim
 from ..graph.layers import Grid
+from ..graph.values import batch_dim
 
 __all__ = ["DenseRun"]
 
@@ -24,6 +24,10 @@ Rows = tuple[slice, Grid | None]
 
 class DenseRun:
     """What the dense network computes on some data wherever a refit needs it, kept in memory.
+
+    Args:
+        graph: the traced dense network.
+        batch_size: samples at a time.
 
     Attributes:
         data: what is fitted to.
@@ -104,7 +108,7 @@ class DenseRun:
         return layer.on_grid(value, grid)
 
     def target(self, node: fx.Node, layer: Layer, batch: int, rows: Rows) -> torch.Tensor:
-        """Dense values of ``node`` as columns (m, R) in the order of ``layer``'s outputs; made once."""
+        """Dense values of ``node`` as columns (m, R) at these ``rows``, in the order of ``layer``'s outputs."""
         key = (node.name, batch, rows[0].start, rows[0].stop, rows[1])
         if key not in self._columns:
             value = self.select(self.targets[batch][node.name], node, layer, batch, rows)
@@ -126,9 +130,13 @@ class DenseRun:
         sites: dict[str, set[int]] = {}
         for (name, _), units in self.graph.unit_sites.items():
             sites.setdefault(name, set()).update(group_of[units].tolist())
-        lengths: dict[str, set[int]] = {}
+        lengths: dict[str, set[int]] = {}  # node -> groups that change what it does
         for name, _, units in program.lengths:
             lengths.setdefault(name, set()).update(group_of[units].tolist())
+        for number, unit in enumerate(self.graph.coarse):
+            for branch in unit.branches:
+                for name in (*branch.nodes, branch.add.name):
+                    lengths.setdefault(name, set()).add(int(group_of[number]))
         for at, node in enumerate(self.order):
             touched = set(group_of[program.units_read(node)].tolist()) | lengths.get(node.name, set())
             for _, groups in program.carried.get(node.name, ()):

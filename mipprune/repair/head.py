@@ -27,6 +27,14 @@ def refit_head(
     v the mean square of the layer's inputs; convex, so that start and order don't matter.  The squared error of
     :func:`~mipprune.repair.refit` minds all logits alike, this one those that decide.
 
+    Args:
+        cut: the small network; its last layer is changed.
+        dense: what the dense network computes on the calibration data.
+        temperature: t, of both outputs.
+        labels: share of the cross-entropy with the labels, from 0 to 1.
+        l2: weight of the pull towards W_0.
+        max_iter: of L-BFGS.
+
     Returns:
         Whether there is such a layer: one whose output, one row per sample, is the network's.
     """

@@ -34,7 +34,9 @@ def refit(
     Costs one pass over the data and, per layer with D inputs and m outputs at R positions, O(R D^2 + D^3 + D^2 m).
 
     Args:
+        graph: the traced dense network.
         kept: bool (n_units,).
+        small: what surgery made of it.
         data: inputs; targets aren't used.
         ridge: relative to the mean variance of the layer's inputs.
 

@@ -34,6 +34,9 @@ class Sweep:
     """One pass through the operations, all batches in lockstep.
 
     Args:
+        cut: the smaller network, whose tensors are changed.
+        dense: the dense network's values on the same data.
+        ridge: relative damping; by default generalised cross-validation chooses one per layer.
         before: a finished sweep over the same :class:`DenseRun`; what comes before the first operation that the two
             masks differ in is taken from it.
         remember: keep what the next sweep needs for that.
@@ -96,7 +99,9 @@ class Sweep:
         return start
 
     def _visit(self, node: fx.Node) -> None:
-        if self._untouched(node):
+        if node.name in self.cut.dead:
+            pass
+        elif self._untouched(node):
             self.as_dense.add(node.name)
         elif node.name in self.dense.layers:
             self._refit(self.dense.layers[node.name])
@@ -129,7 +134,8 @@ class Sweep:
         if len(weight) == 0:
             return  # it makes nothing
         norm = _Norm(layer, self.cut) if layer.norm is not None else None
-        towards_sum = layer.total is not None and layer.other.name in self.envs[0]  # type: ignore[union-attr]
+        known = self.cut.dead | set(self.envs[0])
+        towards_sum = layer.total is not None and layer.other.name in known  # type: ignore[union-attr]
         moments = self._moments(layer, norm, towards_sum)
         if weight.numel() == 0:  # it reads nothing: its bias, or the norm behind it, takes the target's mean
             mean = moments.t.flatten()
@@ -167,7 +173,7 @@ class Sweep:
                     t = self.projections[layer.weight].to(t.dtype) @ t
                 elif index is not None:
                     t = t.index_select(0, index)
-                if towards_sum:
+                if towards_sum and layer.other.name not in self.cut.dead:  # type: ignore[union-attr]
                     assert layer.other is not None
                     other = self.dense.select(env[layer.other.name], layer.other, layer, number, rows)
                     t = t - layer.outputs(other, 1)[0]

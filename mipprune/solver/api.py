@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import BudgetError, InfeasibleError, SolverError
 from ..surrogates import LinearHead, Quadratic
 from .certificate_search import certify
+from .convex_backend import takes
 from .problem import Problem
 from .registry import BACKENDS, backend_features
 from .search import Search
@@ -41,9 +42,10 @@ def solve(
     Args:
         problem: what to minimise and under which requirements.
         solver: ``"scip"`` (one branch and bound with tangent cuts on demand), ``"highs"`` or ``"cbc"`` (a sequence of
-            linear MIPs), ``"nlp"`` (convex relaxations and trees per size, no linear program; problems of one group),
-            ``"brute"`` (enumeration, at most 22 undecided units), or ``"auto"``: brute for up to 10 undecided units,
-            HiGHS when the problem is linear, nlp for heads and quadratics of one group, SCIP when it is convex.
+            linear MIPs), ``"nlp"`` (convex relaxations and trees per size, no linear program; problems of one group,
+            and the least drop over several groups with at most a million vectors of counts), ``"brute"``
+            (enumeration, at most 22 undecided units), or ``"auto"``: brute for up to 10 undecided units, HiGHS when
+            the problem is linear, nlp for the heads and quadratics that it takes, SCIP for all else.
         time_limit: seconds; a search that runs out of time returns its incumbent and bound.  Ctrl-C does the same.
         threads: for HiGHS and CBC; SCIP and enumeration use one.  (numpy's own threads are set by ``OMP_NUM_THREADS``.)
         start: bool, shape (n,): kept units to begin with, feasible or not.
@@ -56,6 +58,7 @@ def solve(
         The incumbent, feasible by :meth:`Problem.evaluate`, with the proved bound and why the search stopped.
 
     Raises:
+        BudgetError: a time limit that isn't above 0.
         InfeasibleError: proved that no selection meets all requirements; ``nearest`` is the nearest value of the
             requirement that can be met.
         SolverError: an unknown solver, a solver that broke down, or no selection found before the search was stopped.
@@ -104,7 +107,7 @@ def _automatic(problem: Problem) -> str:
     needs_drop = problem.objective == "drop" or problem.max_drop is not None
     if problem.surrogate.is_linear or not needs_drop:
         return "highs"
-    if len(problem.costs.groups) == 1 and isinstance(problem.surrogate, LinearHead | Quadratic):
+    if isinstance(problem.surrogate, LinearHead | Quadratic) and takes(problem):
         return "nlp"
     return "scip" if BACKENDS["scip"].available else "highs"
 

@@ -7,7 +7,7 @@ import abc
 import numpy as np
 
 from .backend import Backend
-from .count_vectors import bound_by_counts
+from .count_vectors import CountVectors, bound_by_counts
 from .formulate import Formulation, formulate
 from .improve import improve, improve_by_kicks, round_by
 from .relax import Relaxation, relax
@@ -54,7 +54,10 @@ class TreeBackend(Backend):
     def _bound_by_counts(self, search: Search) -> None:
         """Measured on two layers of 1,024 and 64 units: 100 gradients bring what linear programs need minutes for."""
         stop = search.seconds + (search.remaining or 0.0) * COUNTS_FRACTION
-        best = bound_by_counts(search, lambda: search.remaining is None or search.seconds < stop)
+        vectors = CountVectors.of(search)
+        if vectors is None:
+            return
+        best = bound_by_counts(vectors, lambda: search.remaining is None or search.seconds < stop)
         if best is not None and not search.closed:
             improve(search, best)
 

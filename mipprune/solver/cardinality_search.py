@@ -34,7 +34,14 @@ def _greedy(linear: np.ndarray, curvature: np.ndarray) -> np.ndarray:
     return path
 
 
-def exchange(linear: np.ndarray, curvature: np.ndarray, z: np.ndarray, max_swaps: int = 10_000) -> np.ndarray:
+def exchange(
+    linear: np.ndarray,
+    curvature: np.ndarray,
+    z: np.ndarray,
+    max_swaps: int = 10_000,
+    goes_on: Callable[[], bool] = lambda: True,
+    group: np.ndarray | None = None,
+) -> np.ndarray:
     """Swap one removed unit for one kept unit, the best pair each time, until no pair lowers the value.
 
     Removing i and putting j back changes the value by ``a_i + b_j - H_ij`` with ``a = grad + diag/2``,
@@ -43,9 +50,11 @@ def exchange(linear: np.ndarray, curvature: np.ndarray, z: np.ndarray, max_swaps
 
     Args:
         z: bool, shape (n,), removed units; not changed.
+        goes_on: asked before every swap; ``False`` ends the search.
+        group: int64, shape (n,): only units of the same group are swapped.
 
     Returns:
-        bool, shape (n,), as many removed.
+        bool, shape (n,), as many removed, of every group.
     """
     z = z.copy()
     half = 0.5 * np.diag(curvature)
@@ -54,7 +63,7 @@ def exchange(linear: np.ndarray, curvature: np.ndarray, z: np.ndarray, max_swaps
     least = -1e-12 * max(float(np.abs(linear).max(initial=0.0)), float(half.max(initial=0.0)))
     for _ in range(max_swaps):
         out, back = np.flatnonzero(~z), np.flatnonzero(z)
-        if len(out) == 0 or len(back) == 0:
+        if len(out) == 0 or len(back) == 0 or not goes_on():
             break
         a, b = (gradient + half)[out], (half - gradient)[back]
         use = a + b.min() - root[out] * root[back].max() < least
@@ -66,6 +75,8 @@ def exchange(linear: np.ndarray, curvature: np.ndarray, z: np.ndarray, max_swaps
         if len(back) == 0:
             break
         change = a[:, None] + b[None, :] - curvature[out[:, None], back]
+        if group is not None:
+            change[group[out][:, None] != group[back]] = np.inf
         best = int(change.argmin())
         if change.flat[best] >= least:
             break

@@ -250,12 +250,7 @@ class _QuadraticWork:
                 left[0] -= 2  # a step solves two nodes
                 return left[0] >= 0 and time.time() < stop
 
-            def improve(z: np.ndarray) -> np.ndarray:
-                return exchange(self.linear, self.curvature, z)
-
-            result = branch_and_bound(
-                relaxed, self.linear, self.curvature, self.found.masks[r], improve, goes_on, tolerance
-            )
+            result = branch_and_bound(relaxed, self.linear, self.curvature, self.found.masks[r], goes_on, tolerance)
             self.found.offer(result.z, result.value)
             self.found.bounds[r] = max(self.found.bounds[r], result.bound)
             if time.time() >= stop:

@@ -6,15 +6,19 @@ import dataclasses
 import importlib
 import importlib.metadata
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..errors import MissingDependencyError, SolverError
+from .backend import Backend
 from .linear import LinearMip
 from .linear_solver import LinearOutcome, LinearSolver
 
-__all__ = ["BACKENDS", "LINEAR_SOLVERS", "Features", "backend_features", "linear_solver", "solve_linear"]
+__all__ = [
+    "BACKENDS", "LINEAR_SOLVERS", "Features", "backend_features", "linear_solver", "register_backend", "solve_linear",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,23 +27,15 @@ class Features:
 
     Attributes:
         name: the name that ``solve(solver=...)`` takes.
-        home: module and class in this room; imported when the solver is asked for.
+        home: module and class in this room, imported when the solver is asked for; or what makes a solver when called.
         packages: packages that it needs.
-        single_tree: one branch and bound that asks for tangent cuts on its way, instead of one search after another.
         parallel: ``threads`` above 1 are used.
-        gives_bound: a search that is stopped early still yields a bound of its own.
-        max_free: most units that may be undecided, or ``None`` for any number.
-        one_count: only for problems of a single group, whose costs depend on the number of kept units alone.
     """
 
     name: str
-    home: tuple[str, str]
+    home: tuple[str, str] | Callable[[], Any]
     packages: tuple[str, ...] = ()
-    single_tree: bool = False
     parallel: bool = False
-    gives_bound: bool = True
-    max_free: int | None = None
-    one_count: bool = False
 
     def create(self) -> Any:
         """A solver; :class:`MissingDependencyError` if a package is missing."""
@@ -50,6 +46,8 @@ class Features:
                 raise MissingDependencyError(
                     f"solver {self.name!r} needs the package {package!r}: pip install {package}"
                 ) from error
+        if callable(self.home):
+            return self.home()
         module, kind = self.home
         return getattr(importlib.import_module(f".{module}", __package__), kind)()
 
@@ -73,7 +71,7 @@ LINEAR_SOLVERS = {
     features.name: features
     for features in (
         Features("highs", ("pulp_solvers", "HighsSolver"), packages=("pulp", "highspy"), parallel=True),
-        Features("cbc", ("pulp_solvers", "CbcSolver"), packages=("pulp",), parallel=True, gives_bound=False),
+        Features("cbc", ("pulp_solvers", "CbcSolver"), packages=("pulp",), parallel=True),
         Features("scip", ("scip_model", "ScipSolver"), packages=("pyscipopt",)),
     )
 }
@@ -82,13 +80,35 @@ LINEAR_SOLVERS = {
 BACKENDS = {
     features.name: features
     for features in (
-        Features("scip", ("scip_tree", "ScipTree"), packages=("highspy", "pyscipopt"), single_tree=True),
+        Features("scip", ("scip_tree", "ScipTree"), packages=("highspy", "pyscipopt")),
         Features("highs", ("multitree", "HighsTrees"), packages=("pulp", "highspy"), parallel=True),
-        Features("cbc", ("multitree", "CbcTrees"), packages=("highspy", "pulp"), parallel=True, gives_bound=False),
-        Features("nlp", ("convex_backend", "ConvexTrees"), one_count=True),
-        Features("brute", ("brute", "Brute"), gives_bound=False, max_free=22),
+        Features("cbc", ("multitree", "CbcTrees"), packages=("highspy", "pulp"), parallel=True),
+        Features("nlp", ("convex_backend", "ConvexTrees")),
+        Features("brute", ("brute", "Brute")),
     )
 }
+
+
+_OURS = frozenset({"auto", *BACKENDS})
+
+
+def register_backend(
+    name: str, backend: Callable[[], Backend], *, packages: tuple[str, ...] = (), parallel: bool = False
+) -> None:
+    """Make a solver of yours known to :func:`solve` in this process.
+
+    Args:
+        name: what ``solve(solver=...)`` takes; a later registration of the same name wins.
+        backend: makes a fresh :class:`~mipprune.solver.backend.Backend` for every search, usually its class.
+        packages: what must be importable; the last one's version is reported as :attr:`Solution.version`.
+        parallel: it uses ``threads`` above 1.
+
+    Raises:
+        SolverError: the name is empty or one of the package's own.
+    """
+    if not name or name in _OURS:
+        raise SolverError(f"a solver can't be registered as {name!r}: choose a name other than {sorted(_OURS)}")
+    BACKENDS[name] = Features(name, backend, packages, parallel)
 
 
 def backend_features(name: str) -> Features:
