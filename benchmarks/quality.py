@@ -1,11 +1,13 @@
 """Accuracy after pruning at equal multiply-adds: mipprune beside Torch-Pruning, random and magnitude.
 
     python benchmarks/quality.py [--quick] [--json FILE] [--seeds N] [--peer-seeds N] [--peers FILE]
-        [--models cnn,...] [--budgets 0.5]
+        [--models cnn,...] [--budgets 0.5] [--refit-only]
 
 Networks, data and training are those of bar.py and, with --models lenet,perceptron, of bar_mnist.py.  Scores and
 repairs use the training split, choices between repaired networks the calibration split, accuracy is that of the test
-images, which nothing else sees.
+images, which nothing else sees.  The JSON file holds every single run and is written after each network and budget; a
+run that is started again with the same file goes on where it stopped, and files of single --models can be run side by
+side.
 
 Stages: "one-shot" (as cut), "bn" (batch-norm recalibrated), "refit" (refit and convex head), "lm" (second-order repair
 after that, of the transformer), "finetune" (five epochs of AdamW after the last of these).  Methods: "mipprune" is
@@ -41,8 +43,13 @@ from mipprune.train import fine_tune
 
 BUDGETS = (0.5, 0.2, 0.1, 0.05)
 
+#: Of five epochs, as in the networks' own training; ours and Torch-Pruning's (peers.py) use the same.
+TUNING_RATE = 3e-3
+
 #: (method, stage, accuracy in %, share of multiply-adds, CPU seconds)
 Result = tuple[str, str, float, float, float]
+#: (network, seed, budget) -> its results
+Runs = dict[tuple[str, int, float], list[Result]]
 
 
 def staged(
@@ -60,7 +67,9 @@ def staged(
         yield method, stage, bar.accuracy(small, data.test), ratio, seconds + time.process_time() - begin
     if tune:
         begin = time.process_time()
-        small = fine_tune(small, data.train, validation=data.calibration, teacher=model, epochs=5, progress=False).model
+        small = fine_tune(
+            small, data.train, validation=data.calibration, teacher=model, epochs=5, lr=TUNING_RATE, progress=False
+        ).model
         yield method, "finetune", bar.accuracy(small, data.test), ratio, time.process_time() - begin
 
 
@@ -88,6 +97,15 @@ def ours(model: nn.Module, graph: UnitGraph, data: bar.Data, budget: float, lm: 
            cut.report.cpu_seconds)
 
 
+def refitted(model: nn.Module, data: bar.Data, budget: float) -> Iterator[Result]:
+    """Only what ``mp.prune`` hands back and the magnitude baseline of its report, which has the same repairs."""
+    result = mp.prune(model, data.train, budget=mp.Macs(budget), holdout=data.test, validation=data.calibration,
+                      progress=False)
+    report = result.report
+    yield "mipprune", "refit", bar.accuracy(result.model, data.test), report.ratio("macs"), report.cpu_seconds
+    yield "magnitude", "refit", 100 * report.baseline.accuracy, budget, 0.0
+
+
 def simple(model: nn.Module, graph: UnitGraph, data: bar.Data, budget: float, seed: int) -> Iterator[Result]:
     """Random and largest units, the same share of every group, with our repairs."""
     limit = int(budget * graph.macs())
@@ -107,6 +125,7 @@ def main() -> None:
     parser.add_argument("--models", default="cnn,resnet,transformer")
     parser.add_argument("--budgets", default=",".join(map(str, BUDGETS)))
     parser.add_argument("--no-lm", action="store_true", help="leave the second-order repair out")
+    parser.add_argument("--refit-only", action="store_true", help="only mp.prune as it comes, and magnitude")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -115,33 +134,41 @@ def main() -> None:
     peer_seeds = seeds if arguments.peer_seeds is None else arguments.peer_seeds
     budgets = (0.5, 0.1) if arguments.quick else tuple(float(b) for b in arguments.budgets.split(","))
     kinds = ("l2", "taylor") if arguments.quick else peers.KINDS
-    found: dict[tuple[str, float, str, str], list[tuple[float, float, float]]] = {}
+    runs = _stored(arguments.json)
     digits = bar.digits()
     for seed in range(seeds):
         for name in arguments.models.split(","):
+            wanted = [1.0, *budgets, *([-1.0] if seed < peer_seeds else [])]
+            if all((name, seed, budget) in runs for budget in wanted):
+                continue
             larger = name in bar_mnist.NETWORKS
             data = bar_mnist.mnist() if larger else digits
             model, seconds = (bar_mnist if larger else bar).trained(name, data, seed)
-            dense = (bar.accuracy(model, data.test), 1.0, seconds)
-            found.setdefault((name, 1.0, "dense", "one-shot"), []).append(dense)
+            runs[name, seed, 1.0] = [("dense", "one-shot", bar.accuracy(model, data.test), 1.0, seconds)]
             graph = mp.trace(model, data.train[0][:1])
             for budget in budgets:
-                results = [ours(model, graph, data, budget, not arguments.no_lm),
-                           simple(model, graph, data, budget, seed)]
-                for part in results:
-                    for method, stage, accuracy, ratio, cpu in part:
-                        found.setdefault((name, budget, method, stage), []).append((accuracy, ratio, cpu))
+                if (name, seed, budget) not in runs:
+                    parts = [refitted(model, data, budget)] if arguments.refit_only else [
+                        ours(model, graph, data, budget, not arguments.no_lm), simple(model, graph, data, budget, seed)
+                    ]
+                    runs[name, seed, budget] = [result for part in parts for result in part]
+                    _write(arguments.json, runs)
             if seed < peer_seeds:
                 for row in peers.compare(name, model, data, seed, kinds, budgets, arguments.peers):
                     if row["stage"] != "finetune-low":
-                        key = name, row["budget"], row["method"], row["stage"]
-                        found.setdefault(key, []).append((row["accuracy"], row["macs_ratio"], row["cpu_seconds"]))
-            _write(arguments.json, found)
-            _show(found, name, seed)
-    _write(arguments.json, found)
+                        result = row["method"], row["stage"], row["accuracy"], row["macs_ratio"], row["cpu_seconds"]
+                        runs[name, seed, row["budget"]].append(result)
+                runs[name, seed, -1.0] = []  # the peers are done
+            _write(arguments.json, runs)
+            _show(runs, name, seed)
+    _write(arguments.json, runs)
 
 
-def _rows(found: dict[tuple[str, float, str, str], list[tuple[float, float, float]]]) -> list[dict[str, object]]:
+def _rows(runs: Runs) -> list[dict[str, object]]:
+    found: dict[tuple[str, float, str, str], list[tuple[float, float, float]]] = {}
+    for (name, _, budget), results in runs.items():
+        for method, stage, *figures in results:
+            found.setdefault((name, budget, method, stage), []).append(tuple(figures))  # type: ignore[arg-type]
     rows: list[dict[str, object]] = []
     for (name, budget, method, stage), values in found.items():
         accuracy, ratio, cpu = np.array(values).T
@@ -155,17 +182,28 @@ def _rows(found: dict[tuple[str, float, str, str], list[tuple[float, float, floa
     return rows
 
 
-def _write(path: Path | None, found: dict[tuple[str, float, str, str], list[tuple[float, float, float]]]) -> None:
+def _stored(path: Path | None) -> Runs:
+    if path is None or not path.exists():
+        return {}
+    return {(run["model"], run["seed"], run["budget"]): [tuple(r) for r in run["results"]]
+            for run in json.loads(path.read_text()).get("runs", [])}
+
+
+def _write(path: Path | None, runs: Runs) -> None:
     if path is None:
         return
     versions = {p: importlib.metadata.version(p) for p in ("torch", "numpy", "torch-pruning")}
     about = {"date": datetime.date.today().isoformat(), "python": platform.python_version(), "versions": versions}
-    path.write_text(json.dumps({"about": about, "rows": _rows(found)}, indent=1) + "\n")
+    single = [{"model": name, "seed": seed, "budget": budget, "results": results}
+              for (name, seed, budget), results in runs.items()]
+    fresh = path.with_suffix(".part")
+    fresh.write_text(json.dumps({"about": about, "rows": _rows(runs), "runs": single}, indent=1) + "\n")
+    fresh.replace(path)
 
 
-def _show(found: dict[tuple[str, float, str, str], list[tuple[float, float, float]]], name: str, seed: int) -> None:
+def _show(runs: Runs, name: str, seed: int) -> None:
     print(f"{name}, seeds up to {seed}")
-    for row in _rows(found):
+    for row in _rows(runs):
         if row["model"] == name:
             print(f"  {row['budget']:.0%} {row['method']}, {row['stage']}: {row['mean']:.2f} +- {row['sd']:.2f} "
                   f"at {row['macs_ratio']:.3f}, {row['cpu_seconds']:.1f} s", flush=True)

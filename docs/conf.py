@@ -59,6 +59,12 @@ def _links_to_results(app: object, docname: str, source: list[str]) -> None:
     source[0] = re.sub(r"\]\((?:\.\./)+CHANGELOG\.md", f"]({up}changelog.md", source[0])
 
 
+def _whole_sentences(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Napoleon takes what a property's first line has before a colon for its type; ours are sentences."""
+    if what == "property":
+        lines[:0] = ["..", ""]  # an empty comment, before which it looks for a colon in vain
+
+
 def _public_home(app, env, node, contnode):  # type: ignore[no-untyped-def]
     """References by another path, as ``mipprune.prune`` or ``mipprune.solver.api.solve``: to where the name is public.
 
@@ -97,4 +103,5 @@ def _exists(path: list[str]) -> bool:
 def setup(app: object) -> None:
     """Called by Sphinx."""
     app.connect("source-read", _links_to_results)  # type: ignore[attr-defined]
+    app.connect("autodoc-process-docstring", _whole_sentences, priority=100)  # type: ignore[attr-defined]
     app.connect("missing-reference", _public_home)  # type: ignore[attr-defined]

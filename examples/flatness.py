@@ -34,6 +34,7 @@ REMOVED = (0.5,) if args.quick else (0.5, 0.8)
 SETTINGS = {
     "mu=0": {},
     "mu=0.03": {"flatness": 0.03},
+    "mu=0.05": {"flatness": 0.05},
     "weight decay 0.1": {"weight_decay": 0.1},
     "SAM 0.1": {"sharpness_aware": 0.1},
     "SAM 0.3": {"sharpness_aware": 0.3},

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from .repair import recalibrate_batch_norm
     from .solver import Problem, Solution, solve
     from .study import Study, compare
-    from .surgery import PrunePlan, allow_empty, load, save, transfer_optimizer, verify
+    from .surgery import PrunePlan, allow_empty, coarsen, load, save, transfer_optimizer, verify
     from .train import CubicSchedule, train_and_prune
 
 __version__ = "0.1.0"
@@ -78,7 +78,7 @@ _HOMES = {
     "prune": "pruning",
     "recalibrate_batch_norm": "repair",
     "Study": "study", "compare": "study",
-    "PrunePlan": "surgery", "allow_empty": "surgery", "load": "surgery", "save": "surgery",
+    "PrunePlan": "surgery", "allow_empty": "surgery", "coarsen": "surgery", "load": "surgery", "save": "surgery",
     "transfer_optimizer": "surgery", "verify": "surgery",
     "CubicSchedule": "train", "train_and_prune": "train",
 }
@@ -142,6 +142,7 @@ __all__ = [
     "compare",
     "PrunePlan",
     "allow_empty",
+    "coarsen",
     "load",
     "recalibrate_batch_norm",
     "save",

@@ -99,6 +99,7 @@ class PruneSection:
     ignore: tuple[str, ...] = ()
     min_keep: Annotated[int, POSITIVE] = 1
     allow_empty: bool | None = None
+    units: Literal["fine", "branches", "blocks"] = "fine"
     multiple: Annotated[int, POSITIVE] = 1
     surrogate: Literal["quadratic", "additive", "head", "joint", "refit"] | None = None
     stages: Annotated[int, POSITIVE] | None = None

@@ -71,7 +71,7 @@ class Cost(Record, abc.ABC):
         return int(self.of_counts(np.asarray(counts, dtype=np.int64)[None])[0])
 
     def marginal(self, counts: np.ndarray) -> np.ndarray:
-        """Cost saved by removing one more unit of each group, others unchanged: int64 (G,); an empty group saves 0."""
+        """Cost saved by removing one more unit of each group at the kept ``counts``, (G,): int64 (G,), 0 if empty."""
         k = np.asarray(counts, dtype=np.int64)
         fewer = np.maximum(k - np.eye(len(k), dtype=np.int64), 0)
         return np.asarray(self(k) - self.of_counts(fewer))
@@ -244,6 +244,7 @@ class CostModel(Record):
 
     @property
     def n_units(self) -> int:
+        """Units of all groups together."""
         return int(self.sizes.sum())
 
     @property
@@ -252,7 +253,7 @@ class CostModel(Record):
         return np.repeat(np.arange(len(self.groups)), self.sizes)
 
     def counts(self, kept: np.ndarray) -> np.ndarray:
-        """Kept units per group of a boolean mask of shape (n_units,): int64 of shape (G,)."""
+        """Kept units per group of the mask ``kept`` (bool, shape (n_units,)): int64 of shape (G,)."""
         return np.bincount(self.group_of_unit, weights=np.asarray(kept, float), minlength=len(self.groups)).astype(int)
 
     def cost(self, resource: str, counts: np.ndarray) -> int:

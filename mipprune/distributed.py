@@ -49,7 +49,7 @@ class TorchCommunicator(Communicator):
         return int(os.environ.get("LOCAL_RANK", self.rank))
 
     def gather(self, mine: Any) -> list[Any]:
-        """Every rank's object, by rank.  Objects are pickled between these processes; nothing touches a file."""
+        """Every rank's ``mine``, by rank.  Objects are pickled between these processes; nothing touches a file."""
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, mine, group=self.group)
         return found

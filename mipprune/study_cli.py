@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from rich.table import Table
 from .errors import ConfigError, DataError, StorageError
 
 if TYPE_CHECKING:
-    from .study import StudyStorage
+    from .study import StoredCell, StudyStorage
 
 __all__ = ["app"]
 
@@ -115,10 +116,14 @@ def report(
     """Write one self-contained HTML page, and Markdown with pictures; print the tables."""
     from .study.report import write_report
 
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: there is a file of that name; name a folder")
     opened, study = _open(source, storage, name)
     console = Console(width=None if sys.stdout.isatty() else 110)
-    for file in write_report(opened, study, out, console):
-        console.print(f"wrote {file}", markup=False, highlight=False, soft_wrap=True)
+    page, text, *pictures = write_report(opened, study, out, console)
+    n_pictures = len(pictures) // 2  # each as SVG and PNG
+    drawn = f", {n_pictures} picture{'s' * (n_pictures > 1)} as SVG and PNG" if pictures else ""
+    console.print(f"wrote {page} and {text.name}{drawn}", markup=False, highlight=False, soft_wrap=True)
     opened.close()
 
 
@@ -145,12 +150,23 @@ def _open(source: Path, storage: Path | None, name: str | None) -> tuple[StudySt
 
 
 def _print_errors(console: Console, storage: StudyStorage, study: str, most: int | None) -> None:
+    """The failed cells with the last line of their error, or all of it; not those that only need one of them."""
+    from .study.averages import names_of_settings
+    from .study.cell import NEEDS
+
     failed = list(storage.cells(study, state="failed"))
-    for cell in failed[:most]:
+    roots = [cell for cell in failed if not (cell.error or "").startswith(NEEDS)]
+    names: dict[str, Callable[[StoredCell], str]] = {}
+    for cell in roots[:most]:
+        if cell.kind not in names:
+            names[cell.kind] = names_of_settings(list(storage.cells(study, kind=cell.kind)))
         text = (cell.error or "").strip()
-        what = ", ".join(f"{key}={value}" for key, value in cell.inputs.items() if key not in ("network", "version"))
-        console.print(f"{cell.kind} {cell.model} ({what}), attempt {cell.attempts}:", markup=False, soft_wrap=True)
+        seed = f", seed={cell.inputs['seed']}" if "seed" in cell.inputs else ""
+        what = f"{cell.kind} ({names[cell.kind](cell)}{seed}), attempt {cell.attempts}"
         shown = text if most is None else text.splitlines()[-1] if text else ""
-        console.print(f"  {shown}", markup=False, highlight=False, soft_wrap=True)
-    if most is not None and len(failed) > most:
-        console.print(f"... and {len(failed) - most} more; --errors of `mipprune study status` shows all")
+        console.print(f"{what}:\n  {shown}", markup=False, highlight=False, soft_wrap=True)
+    if more := len(roots[most:] if most is not None else []):
+        console.print(f"... and {more} more; --errors of `mipprune study status` shows all", highlight=False)
+    if len(failed) > len(roots):
+        number = len(failed) - len(roots)
+        console.print(f"{number} cells couldn't run because they need one that failed", highlight=False)

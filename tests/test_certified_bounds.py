@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import mipprune as mp
-from mipprune.bounds import CertifiedChoice, NeuronGap, certified_predictions, neuron_gap
-from mipprune.errors import BudgetError, InfeasibleError
+from mipprune.bounds import NeuronGap, neuron_gap
+from mipprune.costs import BilinearCost, CostModel
+from mipprune.errors import BudgetError, InfeasibleError, SolverError
+from mipprune.solver import CertifiedChoice, certified_predictions
 from mipprune.surrogates import WorstRow
 
 
@@ -41,6 +43,64 @@ def test_it_is_the_cheapest_of_all_masks(seed: int, violations: int) -> None:
     assert found.cost == pytest.approx(float(costs @ found.kept))
     assert found.certified.sum() >= 6 - violations
     assert found == CertifiedChoice.from_dict(found.to_dict())
+
+
+def _two_groups() -> CostModel:
+    """Units, and a product of the two counts, as the weights between two layers are."""
+    none = np.zeros(0, dtype=np.int64)
+    macs = BilinearCost(3, np.array([2, 1]), np.array([0]), np.array([1]), np.array([4]))
+    return CostModel(("a", "b"), np.array([4, 3]), {
+        "units": BilinearCost(0, np.ones(2, dtype=np.int64), none, none, none), "macs": macs})
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), violations=st.integers(0, 6), share=st.floats(0.2, 1.0))
+def test_budgets_and_bilinear_costs_agree_with_enumeration(seed: int, violations: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    gap, costs = _gap(rng.exponential(size=(6, 7)), 12 * rng.random(6) + 0.1), _two_groups()
+    budgets, least = {"macs": int(share * costs.cost("macs", costs.sizes))}, np.array([1, 0])
+    best, fewest = math.inf, math.inf
+    for bits in itertools.product((False, True), repeat=7):
+        kept = np.array(bits)
+        counts = costs.counts(kept)
+        if costs.cost("macs", counts) > budgets["macs"] or (counts < least).any() or not kept[5]:
+            continue
+        open_ = 6 - int(gap.deterministic(kept).prediction_kept(gap.margins).sum())
+        fewest = min(fewest, open_)
+        if open_ <= violations:
+            best = min(best, costs.cost("macs", counts))
+    requirements = {"costs": costs, "budgets": budgets, "min_keep": least, "keep": np.array([5])}
+    if math.isinf(best):
+        with pytest.raises(InfeasibleError, match="violations=None"):
+            certified_predictions(gap, violations, objective="macs", **requirements)
+    else:
+        found = certified_predictions(gap, violations, objective="macs", **requirements)
+        assert found.cost == best == found.costs["macs"] == costs.cost("macs", costs.counts(found.kept))
+        assert found.proved
+        assert found.kept[5]
+    most = certified_predictions(gap, None, **requirements)
+    assert most.cost == fewest == (~most.certified).sum()
+    assert most.proved
+    assert most.costs["macs"] <= budgets["macs"]
+
+
+def test_a_networks_own_budgets() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x = 4 * torch.randn(20, 8)
+    graph = mp.trace(model, x[:1])
+    gap, full = neuron_gap(graph, (x, torch.zeros(20))), graph.costs.cost("macs", graph.costs.sizes)
+    shares = []
+    for share in (1.0, 0.8, 0.6):
+        found = certified_predictions(gap, None, costs=graph.costs, budgets={"macs": share * full})
+        assert found.costs["macs"] <= share * full
+        same = graph.program.run((x,), torch.tensor(found.kept).float()).argmax(1) == model(x).argmax(1)
+        assert same.numpy()[found.certified].all()
+        shares.append(found.certified.mean())
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] == 1.0 > shares[-1]
+    cheap = certified_predictions(gap, 10, costs=graph.costs, objective="params")
+    assert cheap.cost == cheap.costs["params"] < graph.costs.cost("params", graph.costs.sizes)
 
 
 def test_certified_samples_keep_their_class() -> None:
@@ -80,6 +140,16 @@ def test_what_cannot_be_met_is_refused() -> None:
         certified_predictions(gap, 4)
     with pytest.raises(BudgetError, match="costs"):
         certified_predictions(gap, 1, costs=np.ones(3))
+    with pytest.raises(BudgetError, match=r"graph\.costs"):
+        certified_predictions(gap, 1, budgets={"macs": 3}, costs=np.ones(4))
+    with pytest.raises(BudgetError, match="needs budgets"):
+        certified_predictions(gap, None)
+    with pytest.raises(BudgetError, match="7 units, the gap 4"):
+        certified_predictions(gap, 1, costs=_two_groups())
+    with pytest.raises(BudgetError, match="unknown resource 'latency'"):
+        certified_predictions(_gap(np.ones((3, 7)), np.ones(3)), 1, costs=_two_groups(), objective="latency")
+    with pytest.raises(SolverError, match="unknown solver"):
+        certified_predictions(gap, 1, solver="abacus")
     with pytest.raises(InfeasibleError, match="ball"):
         certified_predictions(_gap(np.ones((1, 4)), np.zeros(0)), 0)
     assert not certified_predictions(_gap(np.ones((2, 4)), np.full(2, np.inf)), 0).kept.any()

@@ -248,7 +248,7 @@ def test_every_prune_key_arrives(place: Place, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(mp, "prune", prune, raising=False)
     text = """budget = { params = 0.25, units = 1, macs = 0.5 }
-layers = ["0"]\npin = ["2"]\nignore = ["3"]\nmin_keep = 2\nallow_empty = true\nmultiple = 4
+layers = ["0"]\npin = ["2"]\nignore = ["3"]\nmin_keep = 2\nallow_empty = true\nunits = "fine"\nmultiple = 4
 surrogate = "additive"\nstages = 3\nrepair = []\nsolver = "cbc"\ntime_limit = 9
 n_jobs = 2\nseed = 5\nminimize = "params"
 """
@@ -258,6 +258,7 @@ n_jobs = 2\nseed = 5\nminimize = "params"
     assert seen == {
         "budget": [mp.Macs(0.5), mp.Params(0.25), mp.Units(1.0)], "tolerance": None, "minimize": "params",
         "layers": ("0",), "pin": ("2",), "ignore": ("3",), "min_keep": 2, "allow_empty": True,
+        "units": "fine",
         "multiple": 4, "surrogate": "additive", "stages": 3, "repair": (), "solver": "cbc", "time_limit": 9.0,
         "n_jobs": 2, "seed": 5, "progress": False, "training": False,
     }

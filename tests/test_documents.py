@@ -22,12 +22,13 @@ from mipprune.config import load_config
 from mipprune.demo import DigitsCNN, digits_mlp, run_demo
 from mipprune.graph.registry import RULES
 from mipprune.solver.registry import BACKENDS
+from mipprune.study.drawn import DRAWN
 from mipprune.study.files import read_study_file
 from mipprune.study.kinds import KINDS
 from mipprune.testing import StorageContract
 
 ROOT = Path(__file__).parent.parent
-REGISTRIES = (RULES, BACKENDS, KINDS)
+REGISTRIES = (RULES, BACKENDS, KINDS, DRAWN)
 KEYS = {
     "model", "task", "dense_accuracy", "pruned_accuracy", "units_total", "units_kept", "macs_ratio", "params_ratio",
     "objective", "bound", "gap", "termination", "proved", "mask_vs_surgery_max_abs_diff", "seconds",
@@ -61,15 +62,13 @@ SLOW_DOCS = {
     "docs/how-to/accuracy-tolerance.md", "docs/extending/operation.md", "docs/extending/study-kind.md",
     "docs/extending/storage.md", "docs/extending/surrogate.md",
 }
-FRAGMENTS = {"docs/coverage.md"}  # pieces of an extension; test_coverage_edges.py runs them around an operation
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
-DOCS = [page for page in PAGES if page not in FRAGMENTS]
 OPTIONAL = ("transformers", "onnx", "onnxruntime")
 
 
 @pytest.mark.parametrize("document", [
     pytest.param(document, marks=[pytest.mark.slow] * (document in SLOW_DOCS))
-    for document in DOCS if python_blocks(document)
+    for document in PAGES if python_blocks(document)
 ])
 def test_the_code_in_the_docs_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a document run from top to bottom, as one script; those that need an absent package are left out."""

@@ -15,6 +15,7 @@ from mipprune.errors import PlanError
 from mipprune.game import LabelledData
 from mipprune.repair import CutNetwork, recalibrate_batch_norm, refit
 from mipprune.surgery import PrunePlan, load, save
+from mipprune.surgery.trial import Trial
 from mipprune.surgery.verify import first_tensor
 from mipprune.testing.architectures import ARCHITECTURES
 from mipprune.testing.cases import NETWORKS, NetworkCase
@@ -147,6 +148,34 @@ def test_what_does_not_run_at_width_0_says_so() -> None:
     assert group.fewest == 1
     assert "doesn't run without it" in group.needed
     assert "doesn't run without it" in str(graph)
+
+
+def test_code_is_tried_without_arithmetic_and_all_groups_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One network is cut for real, whatever the number of groups; what doesn't run at width 0 is out before that."""
+
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.blocks, self.fc = nn.Conv2d(1, 4, 1), nn.ModuleList(), nn.Linear(4, 2)
+            for _ in range(3):
+                self.blocks.append(nn.ModuleList([nn.Conv2d(4, 5, 1), nn.Conv2d(5, 4, 1)]))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            for i, (up, down) in enumerate(self.blocks):
+                y = up(x)
+                x = x + down(F.max_pool2d(y, 3, 1, 1) if i == 1 else y)
+            return self.fc(x.mean((2, 3)))
+
+    model, x = Blocks().eval(), torch.randn(1, 1, 5, 5)
+    graph = mp.trace(model, x)
+    fails = Trial.fails
+    tried: list[np.ndarray] = []
+    monkeypatch.setattr(Trial, "fails", lambda self, kept: tried.append(kept) or fails(self, kept))
+    graph = mp.allow_empty(graph, x)
+    assert [g.name for g in graph.groups if g.fewest == 0] == ["blocks.0.0", "blocks.2.0"]
+    assert "doesn't run without it" in graph.group("blocks.1.0").needed
+    assert len(tried) == 1
 
 
 def test_prune_empties_what_a_budget_leaves_no_room_for() -> None:

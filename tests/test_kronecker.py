@@ -273,8 +273,12 @@ def test_errors_say_what_to_do() -> None:
         kfac_factors(nn.Sequential(nn.Linear(6, 6), nn.Unflatten(1, (2, 3))).double().eval(), data)
     with torch.no_grad():
         model[0].weight[0, 0] = float("inf")
-    with pytest.raises(mp.errors.ModelStateError, match="aren't finite"):
+    with pytest.raises(mp.errors.ModelStateError, match=r"'0\.weight' holds NaN or infinite"):
         kfac_factors(model, data)
+    with torch.no_grad():
+        model[0].weight[0, 0] = 0.0
+    with pytest.raises(mp.errors.ModelStateError, match="aren't finite"):
+        kfac_factors(model, (1e200 * x, y))
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 import threading
 from typing import Any
 
@@ -18,10 +19,13 @@ from mipprune.curvature import RefitCurve, refit_curves
 from mipprune.demo import train
 from mipprune.errors import BudgetError, ConfigError, DataError, InfeasibleError
 from mipprune.game import as_data
-from mipprune.pruning import search
+from mipprune.pruning import pipeline, refit_search
 from mipprune.pruning.certificate import certify_accuracy, clopper_pearson_upper
 from mipprune.pruning.diagnosis import diagnose
-from mipprune.pruning.widths import RefitOracle, UnitExchange, WidthSearch
+from mipprune.pruning.multiples import least_counts
+from mipprune.pruning.oracle import RefitOracle
+from mipprune.pruning.unit_exchange import UnitExchange
+from mipprune.pruning.widths import WidthSearch
 from mipprune.repair import CutNetwork, DenseRun, refit_cut
 from mipprune.train import fine_tune
 
@@ -133,9 +137,11 @@ def test_the_search_starts_at_the_best_of_its_starts() -> None:
     curves, costs = toy_curves(8)
     widths = WidthSearch(
         curves, costs, {"macs": costs.cost("macs", np.array([5, 5]))}, widths_from(curves, 1, 1),
-        lambda kept: abs(float(costs.counts(kept)[0]) - 2),
+        lambda kept: abs(float(costs.counts(kept)[0]) - 3),
     )
-    assert widths.best_start([np.array([5, 5]), np.array([2, 8]), np.array([4, 6])]).tolist() == [2, 8]
+    for start in ([5, 5], [2, 8], [4, 6]):
+        widths.judge(np.array(start))
+    assert widths.finalists(1)[0][0].tolist() == [3, 8]  # [2, 8] with what was left added
 
 
 def test_leftover_budget_is_filled_up() -> None:
@@ -235,25 +241,92 @@ def test_the_oracle_judges_on_what_the_refit_did_not_see(mlp: nn.Module, digits_
     graph = mp.trace(mlp, digits_flat.train[0][:1])
     data = as_data(digits_flat.train, graph)
     oracle = RefitOracle(graph, data, as_data(digits_flat.calibration, graph))
-    assert len(oracle.fit.data) + len(oracle.logits) == len(data) + len(digits_flat.calibration[1])
+    assert len(oracle.fit.data) + len(oracle.fit.judged_logits) == len(data) + len(digits_flat.calibration[1])
     kept = np.ones(graph.n_units, dtype=bool)
     assert oracle(kept) == pytest.approx(0, abs=1e-6)
     kept[:12] = False
     assert oracle(kept) > 0.01
     fitted = RefitOracle(graph, data, None, head=True)
-    assert fitted(kept) == fitted(kept) > 0  # the cross-entropy of the labels, after the head's fit
+    assert fitted(kept) == fitted(kept) > 0  # of labels and dense logits, after the head's fit
     assert fitted(np.ones(graph.n_units, dtype=bool)) < fitted(kept)
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_what_a_network_takes_over_from_another_changes_nothing(head: bool) -> None:
+    torch.manual_seed(0)
+    model, x = TinyResNet().eval(), torch.randn(60, 1, 6, 6)
+    graph = mp.allow_empty(mp.trace(model, x[:1]), x[:1])
+    data = as_data((x, torch.randint(0, 3, (60,))), graph)
+    oracle = RefitOracle(graph, data, None, head)
+    rng = np.random.default_rng(1)
+    kept = np.ones(graph.n_units, dtype=bool)
+    taken = 0
+    for _ in range(20):
+        group = graph.groups[rng.integers(len(graph.groups))]
+        kept = kept.copy()
+        kept[group.offset + rng.integers(1, group.size)] ^= True
+        if rng.random() < 0.2 and least_counts(graph, 1)[graph.groups.index(group)] == 0:
+            kept[group.units] = False
+        taken += any(old.shared(kept) for _, _, old in oracle._best)
+        assert oracle(kept) == RefitOracle(graph, data, None, head)(kept)
+    assert taken >= 2
+
+
+class TinyResNet(nn.Module):
+    """A stem, a residual branch that may be emptied, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.n0 = nn.Conv2d(1, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5)
+        self.a, self.na = nn.Conv2d(5, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.b, self.nb = nn.Conv2d(6, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5)
+        self.fc = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.n0(self.stem(x)).relu()
+        x = (self.nb(self.b(self.na(self.a(x)).relu())) + x).relu()
+        return self.fc(x.mean((2, 3)))
 
 
 def test_interrupted_while_searching_widths(mlp: nn.Module, digits_flat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(search, "RefitOracle", stop)
+    monkeypatch.setattr(refit_search, "RefitOracle", stop)
     result = mp.prune(mlp, digits_flat.train, budget=mp.Macs(0.5), holdout=digits_flat.test, progress=False)
     assert result.solution.termination == "interrupted"
     assert result.report.ratio("macs") <= 0.5
     assert threading.active_count() < 20
+
+
+def test_interrupted_while_the_report_is_made(
+    mlp: nn.Module, digits_flat: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refit_search, "FEWEST_TRIALS", 3)
+    monkeypatch.setattr(refit_search, "MOST_TRIALS", 3)
+    diagnose, times = pipeline.diagnose, 1
+
+    def interrupt(*arguments: Any) -> Any:
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+        return diagnose(*arguments)
+
+    monkeypatch.setattr(pipeline, "diagnose", interrupt)
+    options = {"budget": mp.Macs(0.5), "holdout": digits_flat.test, "progress": False}
+    handler = signal.getsignal(signal.SIGINT)
+    result = mp.prune(mlp, digits_flat.train, **options)
+    assert result.report.ratio("macs") <= 0.5  # finished before: not lost
+    assert signal.getsignal(signal.SIGINT) is handler
+    times = 2
+    with pytest.raises(KeyboardInterrupt):
+        mp.prune(mlp, digits_flat.train, **options)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, -1, True, None])
+def test_seeds_that_are_no_numbers_are_refused(seed: Any, mlp: nn.Module, digits_flat: Any) -> None:
+    with pytest.raises(ConfigError, match="seed must be a whole number"):
+        mp.prune(mlp, digits_flat.train, budget=mp.Macs(0.5), seed=seed)
 
 
 @pytest.mark.parametrize("k", [0, 1, 7, 50])
@@ -291,8 +364,8 @@ def test_certificate_counts(mlp: nn.Module, digits_flat: Any) -> None:
 
 
 def test_accuracy_drop_goes_down_the_ladder(mlp: nn.Module, digits_flat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "FEWEST_TRIALS", 3)
-    monkeypatch.setattr(search, "MOST_TRIALS", 3)
+    monkeypatch.setattr(refit_search, "FEWEST_TRIALS", 3)
+    monkeypatch.setattr(refit_search, "MOST_TRIALS", 3)
     drop = mp.AccuracyDrop(0.05, confidence=0.9)
     result = mp.prune(mlp, digits_flat.train, holdout=digits_flat.test, tolerance=drop, minimize="macs", progress=False)
     certificate = result.report.certificate

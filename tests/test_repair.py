@@ -16,7 +16,7 @@ from mipprune.game import as_data
 from mipprune.graph import UnitGraph, find_layers
 from mipprune.graph.layers import Grid
 from mipprune.repair import CutNetwork, DenseRun, polish, refit, refit_cut, refit_head
-from mipprune.repair.refit import RIDGES, _cross_validated
+from mipprune.repair.ridge import RIDGES, cross_validated
 from mipprune.repair.second_order import _Linearised, _trainable
 from mipprune.surgery import PrunePlan
 from mipprune.testing.cases import NETWORKS
@@ -195,7 +195,7 @@ def test_the_ridge_is_the_best_by_generalised_cross_validation() -> None:
 
     value, vector = torch.linalg.eigh(torch.from_numpy(cov)[None])
     turned = vector.mT @ torch.from_numpy(x.T @ t / 30)[None, :, None]
-    damp = _cross_validated(value, turned, torch.tensor([[np.mean(t**2)]]), torch.tensor([[scale]]), 30)
+    damp = cross_validated(value, turned, torch.tensor([[np.mean(t**2)]]), torch.tensor([[scale]]), 30)
     best = min(RIDGES, key=score)
     assert RIDGES[0] < best
     assert float(damp) == pytest.approx(best * scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -235,7 +236,37 @@ def test_two_computed_weights_of_one_module_are_counted_together() -> None:
                 w=nn.Parameter(torch.randn(5, 12)), v=nn.Parameter(torch.randn(12, 5)))
     listed = [p for p in check(model, torch.randn(5, 4, dtype=torch.float64)).pinned if not p.module]
     assert sum(p.n_units for p in listed) == 17
-    assert "remove_parametrizations" in listed[0].reason
+    assert "multiplied by a computed weight (" in listed[0].reason  # no parametrization that could be removed
+
+
+WRAPPED: dict[str, Callable[[nn.Linear], nn.Module]] = {
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "old weight_norm": torch.nn.utils.weight_norm,
+    "old spectral_norm": torch.nn.utils.spectral_norm,
+    "mask": lambda layer: prune.l1_unstructured(layer, "weight", 0.4),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_the_line_that_frees_a_computed_weight_does(wrap: Callable[[nn.Linear], nn.Module]) -> None:
+    """The reason names a call; after that very call the layers prune."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Sequential(wrap(nn.Linear(4, 6))), nn.ReLU(), wrap(nn.Linear(6, 5)), nn.ReLU(),
+                          nn.Linear(5, 2)).double().eval()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    graph = mp.trace(model, x)
+    assert not graph.groups
+    calls = {found[1] for p in graph.pinned if (found := re.search(r"call (.*\)) first", p.reason))}
+    assert len(calls) == 2
+    with torch.no_grad():
+        before = model(x)
+        for call in calls:
+            eval(call, {"torch": torch, "model": model})
+        torch.testing.assert_close(model(x), before, rtol=0, atol=1e-10)
+    freed = check(model, x)
+    assert [g.size for g in freed.groups] == [6, 5]
 
 
 def test_cells_keep_their_sizes_in_step() -> None:

@@ -14,6 +14,7 @@ import pytest
 from mipprune.study import Study
 from mipprune.study.averages import averages_of
 from mipprune.study.cell import StoredCell
+from mipprune.study.kinds import KINDS
 from mipprune.study.report import write_report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +31,7 @@ def test_averages_are_over_seeds_alone() -> None:
     assert found.head == ("network", "p", "runs", "loss", "proved", "why")
     assert found.rows == (("net", "0.5", "2", "2 (1 to 3)", "1/2", "end"),
                           ("net", "default", "2", "2 (1 to 3)", "1/2", "end"))
+    assert found.brief == (("setting", "runs"), ("p=0.5", "2"), ("none of these", "2"))  # no result differs
 
 
 def test_the_interaction_graph_draws_the_strongest_pairs_by_sign() -> None:
@@ -60,6 +62,7 @@ def test_a_shipped_study_runs_and_reports(file: Path, tmp_path: Path) -> None:
     kinds = set(re.findall(r"^\[\[(\w+)\]\]", file.read_text(encoding="utf-8"), re.M))
     for kind in kinds - {"estimate", "prune", "interactions"}:
         assert f"<h3>{kind}</h3>" in text
+        assert (f'alt="{kind} cells"' in text) == (KINDS[kind].drawn is not None)
     assert not re.search(r'(src|href)="(?!data:)', text), "the page must hold everything itself"
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,10 @@ def probe(inputs: dict[str, Any], source: NoNetwork, payloads: tuple[bytes, ...]
         os.kill(os.getpid(), signal.SIGKILL)
     if inputs["method"] == "sample_one_toggle":
         os.kill(os.getpid(), signal.SIGKILL)
+    if inputs["method"] == "sample_permutation" and tries == 1:
+        with contextlib.suppress(KeyboardInterrupt):  # as searches do, which then answer with the best so far
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
     return {"square": seed * seed, "noise": float(np.nan), "random": torch.rand(1).item()}, None
 
 
@@ -150,6 +156,16 @@ def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(tmp_path: Path) -> No
     summary = study.run()
     assert (summary.found, summary.done) == (stored, 300 - stored)
     assert sorted(r["square"] for r in study.table("probe")) == [i * i for i in range(300)]
+
+
+def test_ctrl_c_counts_where_a_search_swallows_it(tmp_path: Path) -> None:
+    """Its best so far isn't what the inputs decide, so it must not be stored as their result."""
+    study = probing(tmp_path, seed=range(3), method="sample_permutation")
+    summary = study.run()
+    assert (summary.interrupted, summary.done, summary.left) == (True, 0, 3)
+    assert study.states() == {"waiting": 3}
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [(tmp_path / f"ran-{i}").exists() for i in range(3)] == [True, False, False]
 
 
 def test_ctrl_c_gives_back_what_isnt_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,7 @@ def test_from_the_file_to_the_report(study_file: Path, tmp_path: Path) -> None:
     }
     printed = call("report", study_file, "--out", "out")
     assert "Pruning" in printed
+    assert f"wrote {Path('out/report.html')} and report.md, 3 pictures as SVG and PNG" in printed
     page, text = Path("out/report.html").read_text(), Path("out/report.md").read_text()
     tags = Tags(page)
     images = [attributes for tag, attributes in tags.seen if tag == "img"]
@@ -148,8 +149,21 @@ def test_failures_are_shown_and_leave_with_one(study_file: Path) -> None:
     printed = call("run", study_file, "--quick", code=1)
     assert "UnknownLayerError" in printed
     assert "3 failed" in printed  # the table of all coalitions, and two that need it
+    assert "exact (net), attempt 1:" in printed
+    assert "2 cells couldn't run because they need one that failed" in printed
+    assert "needs cell" not in printed
     assert "Traceback" in call("status", study_file, "--errors")
     assert "UnknownLayerError" in call("report", study_file, "--out", "out")
+    assert "3 cells failed, 2 of them because they need one of these" in Path("out/report.md").read_text()
+    assert "name a folder" in call("report", study_file, "--out", str(study_file), code=2)
+
+
+def test_data_that_hold_nan_are_named_before_a_network_is_trained_on_them(study_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "holed.py").write_text(NETWORKS.replace("    return x, ", "    x[3, 1] = float('nan')\n    return x, "))
+    study_file.write_text(FILE.replace("study_networks:", "holed:"))
+    printed = call("run", study_file, "--quick", code=1)
+    assert "the data of 'holed:data': input 'number 0' holds NaN or infinite values in 1 of" in printed
+    assert not (tmp_path / "trained").exists()
 
 
 @pytest.mark.parametrize(

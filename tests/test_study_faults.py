@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from mipprune.study import Cell
 from mipprune.study.cell import canonical
+from mipprune.study.runner import Outcome, _Stage
 from mipprune.study.sqlite import SqliteStorage, _sum
 
 from .killable import N_CELLS, killable_study, run_killable, tables
@@ -158,6 +160,29 @@ def test_every_backend_gives_the_same_table(backend: str, tmp_path: Path, undist
             finally:
                 ray.shutdown()
     assert (summary.done, summary.failed) == (N_CELLS, 0)
+    assert tables(tmp_path / "s.db", tmp_path) == undisturbed
+
+
+def test_workers_that_die_before_they_have_a_cell(
+    tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Ray's actors do at their start on a busy machine: tried again as often as cells are, then an error."""
+    outcomes, died = _Stage._outcomes, []
+
+    def dying(self: _Stage, todo: Sequence[str], n_jobs: int) -> Iterator[Outcome]:
+        if len(died) < 3:
+            died.append(len(todo))
+            raise RuntimeError("the actor died unexpectedly")
+        return outcomes(self, todo, n_jobs)
+
+    monkeypatch.setattr(_Stage, "_outcomes", dying)
+    with killable_study(tmp_path / "s.db") as study:
+        with pytest.raises(RuntimeError, match="died unexpectedly"):
+            study.run(retries=1)
+        assert len(died) == 2
+        summary = study.run(retries=1)
+        assert (summary.done, summary.failed, len(died)) == (N_CELLS, 0, 3)
+        assert {cell.attempts for cell in study.storage.cells(study.name)} == {1}
     assert tables(tmp_path / "s.db", tmp_path) == undisturbed
 
 

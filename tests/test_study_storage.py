@@ -119,5 +119,5 @@ def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     storage.close()
     with pytest.raises(StorageError, match="later mipprune"):
         SqliteStorage(tmp_path / "study.db")
-    with pytest.raises(StorageError, match="unable to open"):
+    with pytest.raises(StorageError, match="can't be opened; its folder"):
         SqliteStorage(tmp_path / "no folder" / "study.db")

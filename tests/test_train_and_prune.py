@@ -6,6 +6,9 @@ import copy
 import dataclasses
 import itertools
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from torch import nn
 import mipprune as mp
 from mipprune.curvature import hessian_top_eigenvalues
 from mipprune.testing.cases import NETWORKS
-from mipprune.train import CubicSchedule, TrainAndPruneReport, joint, train_and_prune
+from mipprune.train import CubicSchedule, TrainAndPruneReport, loop, train_and_prune
 from mipprune.train.state import TrainingState
 
 Data = tuple[torch.Tensor, torch.Tensor]
@@ -115,7 +118,7 @@ def test_a_resumed_run_ends_in_the_same_bits(stop: int, tmp_path: Path, monkeypa
     options = {**FAST, "budget": mp.Units(0.5), "flatness": 0.05, "seed": 3}
     whole = train_and_prune(model, data, **options)
     path = tmp_path / "run.safetensors"
-    calls, original = [0], joint._Run._step
+    calls, original = [0], loop.TrainingRun._step
 
     def step(self: Any, *args: Any) -> tuple[float, float]:
         calls[0] += 1
@@ -124,7 +127,7 @@ def test_a_resumed_run_ends_in_the_same_bits(stop: int, tmp_path: Path, monkeypa
         return original(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(joint._Run, "_step", step)
+        patch.setattr(loop.TrainingRun, "_step", step)
         part = train_and_prune(model, data, checkpoint=path, **options)
     assert part.report.termination == "interrupted"
     assert len(part.report.losses) == stop
@@ -176,7 +179,7 @@ def test_sharpness_aware_step_is_that_of_the_neighbour() -> None:
     expected = torch.autograd.grad(nn.functional.cross_entropy(moved(x), y), list(moved.parameters()))
     graph = mp.trace(model, x[:1])
     data = mp.game.as_data((x, y), graph)
-    run = joint._Run(graph, data, data, {}, mp.train.FlatnessPenalty(0.0), {}, 1, 1.0, 0.3, 96, (), 1, "highs", 0)
+    run = loop.TrainingRun(graph, data, data, {}, mp.train.FlatnessPenalty(0.0), {}, 1, 1.0, 0.3, 96, (), 1, "highs", 0)
     state = TrainingState(model, Recorder(model.parameters(), lr=1.0), np.ones(graph.n_units, dtype=bool))
     run._step(state, data, torch.zeros(len(x), 1))
     for found, wanted in zip(seen, [*expected, *start], strict=True):
@@ -210,3 +213,48 @@ def test_errors_say_what_to_do() -> None:
         train_and_prune(model, data, budget=mp.Units(0.5), flatness=-1.0, **FAST)
     with pytest.raises(mp.errors.ModelStateError, match="diverged"):
         train_and_prune(model, data, budget=mp.Units(0.9), flatness=1e300, **FAST)
+
+
+_KILLED = """
+import os, signal, sys
+import mipprune as mp, mipprune.records, mipprune.train.loop as loop
+from tests.test_train_and_prune import RUN, problem
+path, steps, writes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+step, replace, seen = loop.TrainingRun._step, os.replace, [0, 0]
+def dying_step(*args):
+    seen[0] += 1
+    if seen[0] == steps:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*args)
+def dying_replace(*args):  # the new file is written, the old one not yet replaced
+    seen[1] += 1
+    if seen[1] == writes:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(*args)
+loop.TrainingRun._step, os.replace = dying_step, dying_replace
+model, data = problem("cnn")
+mp.train_and_prune(model, data, checkpoint=path, **RUN).save(path + ".done")
+"""
+RUN: dict[str, Any] = {**FAST, "budget": mp.Units(0.3), "flatness": 0.05, "seed": 3}
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path: Path) -> None:
+    """SIGKILL inside an epoch, then while a checkpoint is written, then inside the last epoch; batch-norm, momentum,
+    eigenvectors and pruning events between them.
+    """
+    path = tmp_path / "run.safetensors"
+    epochs, ends = [], []
+    for steps, writes in ((7, 0), (0, 2), (6, 0), (0, 0)):  # five steps an epoch
+        command = [sys.executable, "-c", _KILLED, str(path), str(steps), str(writes)]
+        ends.append(subprocess.run(command, cwd=Path(__file__).parent.parent, timeout=300, check=False).returncode)
+        with safetensors.safe_open(path, framework="pt") as file:
+            epochs.append(json.loads(file.metadata()["mipprune.training"])["epoch"])
+    assert ends == [-signal.SIGKILL] * 3 + [0]
+    assert epochs == [1, 2, 3, 4]
+    model, data = problem("cnn")
+    whole = train_and_prune(model, data, **RUN)
+    assert {e.epoch for e in whole.report.events} == {1, 2}
+    killed = mp.load(str(path) + ".done", model)
+    for a, b in zip(whole.model.state_dict().values(), killed.state_dict().values(), strict=True):
+        assert torch.equal(a, b)

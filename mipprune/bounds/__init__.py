@@ -10,27 +10,28 @@ from .tails import sum_bound
 
 if TYPE_CHECKING:
     from .api import keep_for, random_pruning, width_for
-    from .certified import CertifiedChoice, certified_predictions
+    from .ball import neuron_gap_on_ball
     from .chance import ChanceChoice, chance_constrained
     from .extract import piecewise_linear
-    from .gap import GapBound, NeuronGap, neuron_gap, neuron_gap_on_ball
+    from .gap import GapBound, NeuronGap, neuron_gap
+    from .sampled import sampled_pruning
     from .validate import Validation, WeightValidation, measured_gaps, validate_neurons, validate_weights
     from .weights import WeightMasks, magnitude_masks, magnitude_pruning, removed_norm, weight_gap
 
-__all__ = ["Affine", "CertifiedChoice", "ChanceChoice", "GapBound", "Gate", "MaxPool", "NeuronGap", "PiecewiseLinear",
-           "Ranges", "Relu", "Validation", "WeightMasks", "WeightValidation", "certified_predictions",
-           "chance_constrained", "interval_ranges", "keep_for", "magnitude_masks", "magnitude_pruning", "measured_gaps",
-           "neuron_gap", "neuron_gap_on_ball", "output_range", "piecewise_linear", "random_pruning", "removed_norm",
-           "sum_bound", "validate_neurons", "validate_weights", "value_ranges", "weight_gap", "width_for"]
+__all__ = ["Affine", "ChanceChoice", "GapBound", "Gate", "MaxPool", "NeuronGap", "PiecewiseLinear", "Ranges", "Relu",
+           "Validation", "WeightMasks", "WeightValidation", "chance_constrained", "interval_ranges", "keep_for",
+           "magnitude_masks", "magnitude_pruning", "measured_gaps", "neuron_gap", "neuron_gap_on_ball", "output_range",
+           "piecewise_linear", "random_pruning", "removed_norm", "sampled_pruning", "sum_bound", "validate_neurons",
+           "validate_weights", "value_ranges", "weight_gap", "width_for"]
 
 __getattr__ = lazy_attributes(__name__, {
     "piecewise_linear": "extract",
-    "GapBound": "gap", "NeuronGap": "gap", "neuron_gap": "gap", "neuron_gap_on_ball": "gap",
-    "CertifiedChoice": "certified", "certified_predictions": "certified",
+    "GapBound": "gap", "NeuronGap": "gap", "neuron_gap": "gap", "neuron_gap_on_ball": "ball",
     "ChanceChoice": "chance", "chance_constrained": "chance",
     "keep_for": "api", "random_pruning": "api", "width_for": "api",
     "WeightMasks": "weights", "magnitude_masks": "weights", "magnitude_pruning": "weights", "removed_norm": "weights",
     "weight_gap": "weights",
+    "sampled_pruning": "sampled",
     "Validation": "validate", "measured_gaps": "validate", "validate_neurons": "validate",
     "WeightValidation": "validate", "validate_weights": "validate",
 })

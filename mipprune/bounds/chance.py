@@ -11,6 +11,7 @@ from scipy.optimize import linprog
 from ..errors import BudgetError, InfeasibleError
 from ..records import Record, frozen_array
 from .gap import NeuronGap
+from .tails import probability
 
 __all__ = ["ChanceChoice", "chance_constrained"]
 
@@ -60,14 +61,14 @@ def chance_constrained(
             ``"samples"``: a row for each sample, each of which holds with probability 1 - ``delta``.
         costs: float64 (n,), at least 0; one per unit by default, so that the expected number of units is least.
         draws: masks to draw, at least 1; O(draws x rows x n).
+        seed: of the draws.
 
     Raises:
         InfeasibleError: ``eps`` is below the tail of a row, so that even ``p = 1`` doesn't meet it; or no drawn mask
             met it (which has probability at most ``delta ** draws`` with one row).
         BudgetError: arguments out of range.
     """
-    if not 0 < delta < 1:
-        raise BudgetError(f"delta: expected a probability between 0 and 1, got {delta}")
+    delta = probability("delta", delta)
     if not (eps >= 0 and math.isfinite(eps)):
         raise BudgetError(f"eps: expected a number of at least 0, got {eps}")
     if draws < 1:

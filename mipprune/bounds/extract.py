@@ -32,6 +32,7 @@ _AFFINE = {
 #: Operations that hand on what they get.
 _SAME = {"dropout", "feature_dropout", "alpha_dropout", "clone", "contiguous", "detach", "alias"}
 _CONTRACTIONS = {"linear", "conv1d", "conv2d", "conv3d"}
+_OTHERS = "; for other networks, mipprune.prune bounds the accuracy that is lost, on held-out data"
 #: Basis vectors at a time.
 _CHUNK = 256
 
@@ -44,6 +45,7 @@ def piecewise_linear(graph: UnitGraph, joined: bool = True) -> PiecewiseLinear:
     it per entry of its input, whatever its kind; meant for networks of up to some ten thousand activations.
 
     Args:
+        graph: the traced network.
         joined: neighbouring affine maps become one and gates move to where the units are made.  Otherwise only
             batch-norms are folded, gates stay in front of what reads them, and layers know their weights
             (:class:`~mipprune.bounds.network.Layer`).
@@ -77,7 +79,7 @@ class _Extraction:
                 self.value_of[node.name] = self._value(node)
                 self.shape_of[node.name] = shape_at(node.meta["val"].shape, 1)[1:]
             elif not is_integer_node(node):
-                raise TraceError(f"{describe(node)} doesn't depend on the input; bounds have no rule for that")
+                raise TraceError(f"{describe(node)} doesn't depend on the input; bounds have no rule for that{_OTHERS}")
         output = self.value_of[self.program.captured.output.name]
         size = self.sizes[output]  # the output has to be the last value, and affine
         self._add(Affine((output,), (sp.eye_array(size, format="csr"),), np.zeros(size)))
@@ -112,7 +114,7 @@ class _Extraction:
         if name in _AFFINE or (scaled and len(activations) == 1):
             return self._add(self._affine(node, sources))
         raise TraceError(f"bounds and the ReLU programs know affine operations, ReLU and max pooling; no rule for "
-                         f"{describe(node)}")
+                         f"{describe(node)}{_OTHERS}")
 
     def _gated(self, source: fx.Node, dim: int, units: np.ndarray) -> int:
         """The value that a reader of units gets."""

@@ -20,7 +20,8 @@ from .network import Affine, Gate, MaxPool, PiecewiseLinear, Relu
 from .norms import EXACT_LIMIT, node_norms
 from .tails import sum_bound
 
-__all__ = ["GapBound", "NeuronGap", "backward_gains", "neuron_gap", "neuron_gap_on_ball", "network_and_data"]
+__all__ = ["GapBound", "NeuronGap", "backward_gains", "gap_of_values", "keep_probabilities", "map_into",
+           "network_and_data", "neuron_gap", "unit_columns"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class GapBound(Record):
     """An upper bound on ``|f_pruned(x) - f(x)|`` (Euclidean, in output units) for N samples.
 
     Attributes:
-        theorem: "T1" to "T6", as in docs/bounds.md.
+        theorem: "T1" to "T6", as in docs/bounds.md, or "sampled".
         values: float64 (N,).
         rms: bound on the root mean square gap of the N samples.
         terms: what each layer adds to the mean of ``values`` (empty where a tail is added over all layers).
@@ -94,17 +95,21 @@ class NeuronGap(Record):
         return GapBound("T1", frozen_array(values), rms, float(values.max()), terms, None)
 
     def quadratic(self, kept: np.ndarray) -> np.ndarray:
-        """T2: bounds (M,) on the rms gaps of masks (M, n)."""
+        """T2: bounds (M,) on the rms gaps of the masks ``kept``, bool (M, n).
+
+        Raises:
+            DataError: made without samples (on a ball), so that there is no mean over them.
+        """
         if not len(self.margins):
             raise DataError("a gap over a ball has no data to average over: use deterministic()")
         z = (~np.asarray(kept, dtype=bool)).astype(np.float64)
         return np.asarray(sum((np.linalg.norm(z @ f.T, axis=1) for f in self.factors), np.zeros(len(z))))
 
     def random(self, keep: float | np.ndarray, delta: float, tail: str = "best") -> GapBound:
-        """T5: units stay independently with probability ``keep`` (one number or (n,)); see :func:`sum_bound`."""
-        q = 1.0 - np.broadcast_to(np.asarray(keep, dtype=np.float64), (self.coefficients.shape[1],))
-        if not ((q >= 0) & (q <= 1)).all():
-            raise BudgetError(f"keep: expected probabilities from 0 to 1, got {keep}")
+        """T5 from T1's rows: units stay independently with probability ``keep`` (one number or (n,)), by
+        :func:`sum_bound`.  :func:`~mipprune.bounds.random_pruning` knows the network, and has another bound beside it.
+        """
+        q = 1.0 - keep_probabilities(keep, self.coefficients.shape[1])
         values = np.array([sum_bound(c, q, delta, tail) for c in self.coefficients])
         rms = sum_bound(self.rms_coefficients, q, delta, tail)
         worst = sum_bound(self.worst_coefficients, q, delta, tail)
@@ -115,6 +120,19 @@ class NeuronGap(Record):
         if kept.shape != (self.coefficients.shape[1],):
             raise DataError(f"kept: expected a mask of {self.coefficients.shape[1]} units, got shape {kept.shape}")
         return (~kept).astype(np.float64)
+
+
+def keep_probabilities(keep: float | np.ndarray, n: int) -> np.ndarray:
+    """``keep`` for every one of n units: float64 (n,)."""
+    try:
+        given = np.asarray(keep, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise BudgetError(f"keep: expected probabilities from 0 to 1, got {keep!r}") from None
+    if given.shape not in ((), (n,)):
+        raise BudgetError(f"keep: expected one probability or {n}, one per unit, got shape {given.shape}")
+    if not ((given >= 0) & (given <= 1)).all():
+        raise BudgetError(f"keep: expected probabilities from 0 to 1, got {keep}")
+    return np.broadcast_to(given, (n,))
 
 
 def network_and_data(model: nn.Module | UnitGraph, data: Any) -> tuple[UnitGraph, PiecewiseLinear, np.ndarray]:
@@ -174,20 +192,25 @@ def neuron_gap(model: nn.Module | UnitGraph, data: Any) -> NeuronGap:
         DataError: data that don't fit.
     """
     graph, network, x = network_and_data(model, data)
-    values = network.values(x)
-    gains, paths = backward_gains(network)
-    readers = network.readers()
-    coefficients = np.zeros((len(x), network.n_units))
+    return gap_of_values(graph, network, network.values(x), *backward_gains(network))
+
+
+def gap_of_values(
+    graph: UnitGraph, network: PiecewiseLinear, values: list[np.ndarray], gains: list[float], paths: list[sp.csr_array]
+) -> NeuronGap:
+    """:func:`neuron_gap` from the dense network's values and :func:`backward_gains`."""
+    readers, n_samples = network.readers(), len(values[0])
+    coefficients = np.zeros((n_samples, network.n_units))
     factors = []
     for value, node in enumerate(network.nodes, start=1):
         if not isinstance(node, Gate):
             continue
         h = values[node.source]
-        units, columns = _columns(node)
-        spectral, componentwise = np.zeros((2, len(x), len(units)))
-        outputs = np.zeros((network.sizes[-1], len(x), len(units)))
+        units, columns = unit_columns(node)
+        spectral, componentwise = np.zeros((2, n_samples, len(units)))
+        outputs = np.zeros((network.sizes[-1], n_samples, len(units)))
         for reader in readers[value]:
-            matrix = _map_into(network, reader, value)
+            matrix = map_into(network, reader, value)
             step = gains[reader] if isinstance(network.node_of(reader), Affine) else gains[value]
             path = paths[reader] if isinstance(network.node_of(reader), Affine) else paths[value]
             for i, entries in enumerate(columns):
@@ -198,68 +221,12 @@ def neuron_gap(model: nn.Module | UnitGraph, data: Any) -> NeuronGap:
         componentwise = np.linalg.norm(outputs, axis=0)
         coefficients[:, units] += np.minimum(spectral, componentwise)
     top = np.sort(values[-1], axis=1)
-    margins = top[:, -1] - top[:, -2] if top.shape[1] > 1 else np.full(len(x), np.inf)
+    margins = top[:, -1] - top[:, -2] if top.shape[1] > 1 else np.full(n_samples, np.inf)
     groups = {g.name: (g.offset, g.size) for g in graph.groups}
     return NeuronGap(frozen_array(coefficients), tuple(frozen_array(f) for f in factors), frozen_array(margins), groups)
 
 
-def neuron_gap_on_ball(model: nn.Module | UnitGraph, example: Any, norm: float) -> NeuronGap:
-    """T1 for *every* input with ``|x| <= norm``: one row of coefficients.
-
-    Norms of values are carried forward (``|W| |h| + |b|``; ReLU, gates and pooling as in :func:`backward_gains`), and
-    beside them a bound on each entry's size, ``min(|W_i| n + |b_i|, |W_i| a + |b_i|)`` from the norm n and the entries'
-    bounds a of what it reads.  They take the place of h in T1.
-    """
-    if not (norm >= 0 and math.isfinite(norm)):
-        raise BudgetError(f"norm: expected a number of at least 0, got {norm}")
-    graph = model if isinstance(model, UnitGraph) else trace(model, example)
-    network = piecewise_linear(graph, joined=False)
-    gains, paths = backward_gains(network)
-    sizes = _entry_bounds(network, norm)
-    readers = network.readers()
-    row = np.zeros(network.n_units)
-    for value, node in enumerate(network.nodes, start=1):
-        if not isinstance(node, Gate):
-            continue
-        units, columns = _columns(node)
-        total, entry = sizes[node.source]
-        for unit, entries in zip(units, columns, strict=True):
-            length = min(total, float(np.linalg.norm(entry[entries])))
-            spectral, outputs = 0.0, np.zeros(network.sizes[-1])
-            for reader in readers[value]:
-                affine = isinstance(network.node_of(reader), Affine)
-                part = sp.csr_array(_map_into(network, reader, value)[:, entries])
-                own = float(np.linalg.norm(part.toarray(), 2)) if min(part.shape) <= 64 else math.inf
-                spectral += (gains[reader] if affine else gains[value]) * min(own, float(np.linalg.norm(part.data))
-                                                                              ) * (1 + 1e-10) * length
-                outputs += (paths[reader] if affine else paths[value]) @ (abs(part) @ entry[entries])
-            row[unit] += min(spectral, float(np.linalg.norm(outputs)))
-    groups = {g.name: (g.offset, g.size) for g in graph.groups}
-    return NeuronGap(frozen_array(row[None]), (), frozen_array(np.zeros(0)), groups)
-
-
-def _entry_bounds(network: PiecewiseLinear, norm: float) -> list[tuple[float, np.ndarray]]:
-    """For every value, over the ball: bounds on its norm and on the size of each entry."""
-    found = [(norm, np.full(network.n_inputs, norm))]
-    for node in network.nodes:
-        if isinstance(node, Affine):
-            norms = node_norms(node)
-            total = float(np.linalg.norm(node.bias)) + sum(
-                n * found[s][0] for s, n in zip(node.sources, norms, strict=True))
-            entry = np.abs(node.bias)
-            for source, matrix in zip(node.sources, node.matrices, strict=True):
-                rows = np.sqrt(np.asarray((matrix**2).sum(1)).ravel())
-                entry = entry + np.minimum(rows * found[source][0], abs(matrix) @ found[source][1])
-        elif isinstance(node, MaxPool):
-            total = node_norms(node)[0] * found[node.source][0]
-            entry = np.append(found[node.source][1], 0.0)[node.windows].max(1)
-        else:
-            total, entry = found[node.source]
-        found.append((min(total, float(np.linalg.norm(entry))), entry))
-    return found
-
-
-def _map_into(network: PiecewiseLinear, reader: int, value: int) -> sp.csc_array:
+def map_into(network: PiecewiseLinear, reader: int, value: int) -> sp.csc_array:
     """The matrix by which an affine ``reader`` reads ``value``; the identity for any other operation."""
     node = network.node_of(reader)
     if isinstance(node, Affine):
@@ -268,7 +235,7 @@ def _map_into(network: PiecewiseLinear, reader: int, value: int) -> sp.csc_array
     return sp.csc_array(sp.eye_array(network.sizes[value]))
 
 
-def _columns(node: Gate) -> tuple[np.ndarray, list[np.ndarray]]:
+def unit_columns(node: Gate) -> tuple[np.ndarray, list[np.ndarray]]:
     """Units of a gate, and which entries each of them has."""
     units = np.unique(node.units[node.units >= 0])
     return units, [np.flatnonzero(node.units == unit) for unit in units]

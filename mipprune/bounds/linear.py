@@ -59,7 +59,11 @@ def output_range(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper bounds (N, m) of ``rows @ output``, for ``rows`` (m, outputs) that all samples share.
 
-    ``keep`` and ``remove`` must be those of ``ranges``.
+    Args:
+        network: of :func:`piecewise_linear`.
+        ranges: of its values, as :func:`interval_ranges` bounds them.
+        rows: float64 (m, outputs).
+        keep, remove: those of ``ranges``.
     """
     limits = gate_limits(network, keep, remove)
     rows = np.asarray(rows, dtype=np.float64)

@@ -53,18 +53,25 @@ class Affine:
 
     @property
     def size(self) -> int:
+        """Numbers per sample."""
         return len(self.bias)
 
 
 @dataclasses.dataclass(frozen=True)
 class Relu:
-    """``max(0, value[source])``."""
+    """``max(0, value[source])``.
+
+    Attributes:
+        source: number of the operation that it reads.
+        size: numbers per sample.
+    """
 
     source: int
     size: int
 
     @property
     def sources(self) -> tuple[int, ...]:
+        """Numbers of the operations that it reads."""
         return (self.source,)
 
 
@@ -77,10 +84,12 @@ class MaxPool:
 
     @property
     def sources(self) -> tuple[int, ...]:
+        """Numbers of the operations that it reads."""
         return (self.source,)
 
     @property
     def size(self) -> int:
+        """Numbers per sample."""
         return len(self.windows)
 
 
@@ -93,10 +102,12 @@ class Gate:
 
     @property
     def sources(self) -> tuple[int, ...]:
+        """Numbers of the operations that it reads."""
         return (self.source,)
 
     @property
     def size(self) -> int:
+        """Numbers per sample."""
         return len(self.units)
 
 
@@ -155,7 +166,7 @@ class PiecewiseLinear:
         return found
 
     def output(self, x: np.ndarray, gates: np.ndarray | None = None) -> np.ndarray:
-        """The last value, float64 (N, outputs)."""
+        """The last value, float64 (N, outputs), of the inputs ``x``, (N, n_inputs), under ``gates``, (n_units,)."""
         return self.values(x, gates)[-1]
 
 

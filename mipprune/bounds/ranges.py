@@ -13,7 +13,11 @@ __all__ = ["Ranges", "gate_limits", "interval_ranges", "through_node"]
 
 @dataclasses.dataclass(frozen=True)
 class Ranges:
-    """Lower and upper bounds of every value of a :class:`PiecewiseLinear`: float64 (N, size) each, sample by sample."""
+    """Bounds of every value of a :class:`PiecewiseLinear`, sample by sample.
+
+    Attributes:
+        lower, upper: per value float64 (N, size).
+    """
 
     lower: tuple[np.ndarray, ...]
     upper: tuple[np.ndarray, ...]
@@ -42,6 +46,7 @@ def interval_ranges(
     ``remove``, in exact arithmetic; float64 rounding (about 1e-15 of the terms' size) isn't added.
 
     Args:
+        network: of :func:`piecewise_linear`.
         lower, upper: float64 (N, n_inputs), the box of each sample; equal for data.
         keep, remove: bool (n_units,), gates that are fixed; none by default.
     """

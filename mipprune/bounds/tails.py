@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
 from ..errors import BudgetError
 
-__all__ = ["TAILS", "bernstein", "sum_bound"]
+__all__ = ["TAILS", "bernstein", "probability", "sum_bound"]
 
 TAILS = ("hoeffding", "bernstein", "chernoff", "best")
 
 
-def bernstein(variance: float, largest: float, log_term: float) -> float:
-    """The t with ``t^2 / (2 variance + 2 largest t / 3) = log_term``."""
+Number = TypeVar("Number", float, np.ndarray)
+
+
+def probability(name: str, value: Any, least: str = "above") -> float:
+    """``value`` as a number between 0 and 1.  ``least``: ``"above"`` 0 and below 1, or ``"keep"``: above 0, up to 1.
+
+    Raises:
+        BudgetError: anything else, by ``name``.
+    """
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if least == "keep" and not (number and 0 < value <= 1):
+        raise BudgetError(f"{name}: expected a probability above 0 and up to 1, got {value!r}")
+    if least == "above" and not (number and 0 < value < 1):
+        raise BudgetError(f"{name}: expected a probability between 0 and 1, got {value!r}")
+    return float(value)
+
+
+def bernstein(variance: Number, largest: Number, log_term: float) -> Number:
+    """The t with ``t^2 / (2 variance + 2 largest t / 3) = log_term``; entry by entry for arrays."""
     a = largest * log_term / 3
-    return a + math.sqrt(a * a + 2 * variance * log_term)
+    return a + np.sqrt(a * a + 2 * variance * log_term)
 
 
 def sum_bound(c: np.ndarray, q: np.ndarray, delta: float, tail: str = "best") -> float:
@@ -34,8 +53,7 @@ def sum_bound(c: np.ndarray, q: np.ndarray, delta: float, tail: str = "best") ->
     Raises:
         BudgetError: a delta outside (0, 1), an unknown tail.
     """
-    if not 0 < delta < 1:
-        raise BudgetError(f"delta: expected a probability between 0 and 1, got {delta}")
+    delta = probability("delta", delta)
     if tail not in TAILS:
         raise BudgetError(f"tail must be one of {', '.join(TAILS)}, got {tail!r}")
     lg, mean = math.log(1 / delta), float(c @ q)

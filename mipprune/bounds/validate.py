@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..errors import BudgetError
 from ..game import as_data
-from ..game.data import read_data
 from ..graph import UnitGraph, trace
 from ..records import Record
-from .gap import NeuronGap, neuron_gap
+from .api import random_pruning
+from .gap import NeuronGap, keep_probabilities, network_and_data, neuron_gap
+from .tails import probability
 from .weights import Masks, WeightMasks, magnitude_masks
 
 __all__ = ["Validation", "WeightValidation", "measured_gaps", "measured_weight_gaps", "validate_neurons",
@@ -47,7 +49,10 @@ class Validation(Record):
 
 @torch.no_grad()
 def measured_gaps(graph: UnitGraph, inputs: torch.Tensor, masks: np.ndarray, chunk: int = 1 << 14) -> np.ndarray:
-    """``|f_mask(x) - f(x)|`` of masks (M, n) on inputs (N, ...): float64 (M, N), the network itself in float64."""
+    """``|f_mask(x) - f(x)|`` of masks (M, n) on inputs (N, ...): float64 (M, N), the network of ``graph`` in float64.
+
+    M x N forward passes, ``chunk`` samples at a time.
+    """
     model = copy.deepcopy(graph.model).double()
     x = inputs.double()
     double = trace(model, x[:1])
@@ -66,10 +71,21 @@ def validate_neurons(
     model: nn.Module | UnitGraph, data: Any, *, keep: float = 0.8, delta: float = 0.05, n_masks: int = 1000,
     seed: int = 0, gap: NeuronGap | None = None,
 ) -> Validation:
-    """Random masks that keep each unit with probability ``keep``, measured against T1, T2 and T5 of ``neuron_gap``."""
-    if not isinstance(model, UnitGraph):
-        model = trace(model, tuple(x[:1] for x in read_data(data, model).inputs))
+    """Random masks that keep each unit with probability ``keep``, measured against T1, T2 and T5 of ``neuron_gap``.
+
+    Args:
+        model, data: as in :func:`random_pruning`; N samples.
+        keep: from 0 to 1; delta: of T5.
+        n_masks, seed: of the masks; at least 1, ``n_masks`` times N forward passes in float64.
+        gap: what :func:`~mipprune.bounds.neuron_gap` found before, if it did.
+
+    Raises:
+        BudgetError: a keep or delta out of range, no mask.
+    """
+    _check_masks(n_masks)
+    model, _, _ = network_and_data(model, data)
     samples = as_data(data, model)
+    keep_probabilities(keep, model.n_units)
     gap = neuron_gap(model, data) if gap is None else gap
     masks = np.random.default_rng(seed).random((n_masks, model.n_units)) < keep
     real = measured_gaps(model, samples.inputs[0], masks)
@@ -77,7 +93,7 @@ def validate_neurons(
     quadratic = gap.quadratic(masks)
     rms = np.sqrt((real**2).mean(1))
     slack = 1e-9 * (1 + linear.max(initial=0.0))  # rounding of two float64 forward passes
-    random = gap.random(keep, delta)
+    random = random_pruning(model, data, keep=keep, delta=delta)
     within = real <= random.values
     some = rms > slack
     usual = np.quantile(real, 1 - delta, axis=0)
@@ -143,9 +159,15 @@ def validate_weights(
 
     ``n_masks`` times the norms of the pruned layers, O(n^3) each, for T4.
 
+    Args:
+        model, data, keep, delta, n_masks, seed: as in :func:`validate_neurons`.
+
     Raises:
-        BudgetError: a keep or delta out of range.
+        BudgetError: a keep or delta out of range, no mask.
     """
+    _check_masks(n_masks)
+    probability("keep", keep, "keep")
+    probability("delta", delta)
     found = WeightMasks(model, data)
     inputs = as_data(data, found.graph).inputs[0]
     rescaled = found.rescaled(keep, delta)
@@ -175,6 +197,11 @@ def validate_weights(
         loose_magnitude=_median(values[1, 0][some_magnitude], real[0][some_magnitude]),
         loose_rescaled=_median(rescaled.values[usual > slack], usual[usual > slack]),
     )
+
+
+def _check_masks(n_masks: int) -> None:
+    if not isinstance(n_masks, int) or n_masks < 1:
+        raise BudgetError(f"n_masks: expected a whole number of at least 1, got {n_masks!r}")
 
 
 def _median(bound: np.ndarray, measured: np.ndarray) -> float:

@@ -16,9 +16,10 @@ from ..errors import BudgetError, DataError
 from ..graph import UnitGraph
 from ..records import frozen_array
 from .gap import GapBound, backward_gains, network_and_data
+from .layered import layered_gap
 from .network import Affine, Layer, PiecewiseLinear
 from .norms import node_norms
-from .tails import bernstein
+from .tails import bernstein, probability
 
 __all__ = ["WeightMasks", "magnitude_masks", "magnitude_pruning", "removed_norm", "weight_gap"]
 
@@ -62,7 +63,11 @@ class WeightMasks:
         return dataclasses.replace(self.network, nodes=tuple(nodes))
 
     def pruned(self, masks: Masks) -> dict[str, np.ndarray]:
-        """The weights that ``masks`` (name -> bool, True = kept) leave; layers without a mask keep all."""
+        """The weights that ``masks`` (name -> bool, True = kept) leave; layers without a mask keep all.
+
+        Raises:
+            DataError: a mask of an unknown name or another shape.
+        """
         for name, mask in masks.items():
             if name not in self.weights:
                 raise DataError(f"no weight {name!r}; known: {', '.join(self.weights)}")
@@ -111,19 +116,38 @@ class WeightMasks:
         return self._of("T4", parts, total, None)
 
     def rescaled(self, keep: float, delta: float) -> GapBound:
-        """T6: each weight stays with probability p = ``keep``, independently, and is then divided by p.
+        """T6: each weight stays with probability p = ``keep``, independently, and is then divided by p (``E W^ = W``).
 
-        Ours, in the spirit of 2105.10065.  As in T4 with ``E W^ = W``.  Each layer's ``|D h|``: a sum of independent
-        zero-mean vectors ``(xi / p - 1) w B_w h`` (B_w: where the weight stands), by Bernstein's inequality in Hilbert
-        space, ``P(|S| >= t) <= 2 exp(-t^2 / (2 v + 2 L t / 3))`` (Pinelis 1994).  Norms behind it: ``|W^| <= |W| +
-        |D|``, ``|D|`` by the matrix Bernstein inequality (Tropp 2012, Theorem 1.6), ``P(|D| >= t) <= (m + n) exp(-t^2 /
-        (2 v + 2 L t / 3))``, v = (1 - p) / p times the largest squared row or column norm, as no weight stands twice in
-        a row or column.  A union bound gives each event the same share of delta; tied layers don't matter to it.
+        Ours, in the spirit of 2105.10065: layer after layer by :func:`~mipprune.bounds.layered.layered_gap`, delta
+        shared among the layers; among N times as many events for ``worst``.  O(N x weights).
+
+        Raises:
+            BudgetError: a keep outside (0, 1], a delta outside (0, 1).
         """
-        if not 0 < keep <= 1:
-            raise BudgetError(f"keep: expected a probability above 0 and up to 1, got {keep}")
-        if not 0 < delta < 1:
-            raise BudgetError(f"delta: expected a probability between 0 and 1, got {delta}")
+        keep, delta = probability("keep", keep, "keep"), probability("delta", delta)
+        each = {value: self._placed(layer, self.values[self.network.node_of(value).sources[0]])
+                for value, layer in self.layers.items()}
+        if len(self.weights) < len(self.layers):
+            return self._products(keep, delta, each)
+        means = {value: lengths.mean(1, keepdims=True) for value, lengths in each.items()}
+        lg = math.log(max(1, len(self.layers)) / delta)
+        values, rms, largest = (
+            np.broadcast_to(layered_gap(self.network, self.layers, self.weights, lengths, keep, term), size)
+            for lengths, term, size in ((each, lg, self.n_samples), (means, lg, 1),
+                                        (each, lg + math.log(self.n_samples), self.n_samples))
+        )
+        mean = float(rms[0])
+        worst = min(float(largest.max()), math.sqrt(self.n_samples) * mean)  # the largest of N: at most root N times
+        return GapBound("T6", frozen_array(values), mean, worst, {}, delta)
+
+    def _products(self, keep: float, delta: float, lengths: Mapping[int, np.ndarray]) -> GapBound:
+        """T6 where layers share a weight, so that a mask meets inputs that depend on it: norms of pruned layers.
+
+        As in T4 with ``E W^ = W``.  Each layer's ``|D h|`` by Bernstein's inequality in Hilbert space (Pinelis 1994).
+        Norms behind it: ``|W^| <= |W| + |D|``, ``|D|`` by the matrix Bernstein inequality (Tropp 2012, Theorem 1.6),
+        ``P(|D| >= t) <= (m + n) exp(-t^2 / (2 v + 2 L t / 3))``, v = (1 - p) / p times the largest squared row or
+        column norm.  A union bound gives each event the same share of delta.
+        """
         share = math.log(2 * len(self.layers) / delta)
         ratio, reach = (1 - keep) / keep, max(1 / keep - 1, 1.0) if keep < 1 else 0.0
         network = self.network
@@ -132,29 +156,24 @@ class WeightMasks:
         for value in range(len(network.nodes), 0, -1):
             node = network.node_of(value)
             norms = node_norms(node)
-            if value in self.layers:
-                matrix = self.layers[value].matrix(self.weights[self.layers[value].name])
-                squares = matrix**2
+            if isinstance(node, Affine) and value in self.layers:
+                squares = node.matrices[0] ** 2
                 v = ratio * float(max(squares.sum(0).max(), squares.sum(1).max()))
-                t = bernstein(v, reach * float(abs(matrix).max()), share + math.log(sum(matrix.shape)))
+                t = bernstein(v, reach * math.sqrt(squares.max()), share + math.log(sum(squares.shape)))
                 norms = (norms[0] + t,)
             for source, norm in zip(node.sources, norms, strict=True):
                 gains[source] += norm * gains[value]
-        total = np.zeros(self.n_samples)
-        squared_rms = 0.0
+        total, rms, lg = np.zeros(self.n_samples), 0.0, share + math.log(2)
         parts: dict[str, np.ndarray] = {}
         for value, layer in self.layers.items():
-            lengths = self._placed(layer, self.values[network.node_of(value).sources[0]])  # (n_weights, N): |w B_w h|^2
-            variance, largest = ratio * lengths.sum(0), reach * np.sqrt(lengths.max(0))
-            lg = share + math.log(2)
-            own = gains[value] * np.array([bernstein(v, c, lg) for v, c in zip(variance, largest, strict=True)])
-            mean = lengths.mean(1)  # the same inequality for all samples as one vector
-            squared_rms += gains[value] * bernstein(ratio * float(mean.sum()), reach * math.sqrt(mean.max()), lg)
+            squares = lengths[value]
+            own = gains[value] * bernstein(ratio * squares.sum(0), reach * np.sqrt(squares.max(0)), lg)
+            mean = squares.mean(1)  # the same inequality for all samples as one vector
+            rms += gains[value] * bernstein(ratio * float(mean.sum()), reach * math.sqrt(mean.max()), lg)
             total += own
             parts[layer.name] = parts.get(layer.name, np.zeros(self.n_samples)) + own
         bound = self._of("T6", parts, total, delta)
-        # the largest of N gaps: at most root N times the rms, which is one event
-        return dataclasses.replace(bound, rms=squared_rms, worst=math.sqrt(self.n_samples) * squared_rms)
+        return dataclasses.replace(bound, rms=rms, worst=math.sqrt(self.n_samples) * rms)
 
     def _placed(self, layer: Layer, h: np.ndarray) -> np.ndarray:
         """``|w B_w h|^2`` of every weight on every sample: (number of weights, N)."""
@@ -166,9 +185,17 @@ class WeightMasks:
 
 
 def magnitude_masks(weights: Mapping[str, np.ndarray], keep: float, scope: str = "layer") -> dict[str, np.ndarray]:
-    """Masks (True = kept) of the largest ``keep`` share of each layer's weights, or of all layers together."""
-    if not 0 < keep <= 1:
-        raise BudgetError(f"keep: expected a share above 0 and up to 1, got {keep}")
+    """Masks (True = kept) of the largest ``keep`` share of each layer's weights, or of all layers together.
+
+    Args:
+        weights: name -> array; masks have the same names and shapes.
+        keep: above 0, up to 1; at least one weight stays in each pool.
+        scope: ``"layer"`` or ``"global"``.
+
+    Raises:
+        BudgetError: a keep or scope out of range.
+    """
+    keep = probability("keep", keep, "keep")
     if scope not in ("layer", "global"):
         raise BudgetError(f"scope must be 'layer' or 'global', got {scope!r}")
     pools = [list(weights)] if scope == "global" else [[name] for name in weights]
@@ -186,13 +213,32 @@ def magnitude_pruning(model: nn.Module | UnitGraph, data: Any, *, keep: float, s
     """T4 for pruning by magnitude: the largest ``keep`` share of the weights stays, per layer or ``"global"``.
 
     Deterministic: holds for this network and these data.  O(n^3) for the norms of the pruned layers.
+
+    Args:
+        data: anything :func:`mipprune.prune` takes; N samples.
+        keep: above 0, up to 1; scope: as in :func:`magnitude_masks`.
+
+    Raises:
+        BudgetError: a keep or scope out of range.
+        TraceError: an operation that is neither affine nor ReLU nor max pooling.
+        DataError: data that don't fit.
     """
     found = WeightMasks(model, data)
     return found.after(found.pruned(magnitude_masks(found.weights, keep, scope)))
 
 
 def weight_gap(model: nn.Module | UnitGraph, data: Any, masks: Masks) -> GapBound:
-    """T3 for weight masks (name of the weight -> bool array, True = kept), unrescaled; linear in the masks."""
+    """T3 for weight masks, unrescaled; linear in the masks.
+
+    Args:
+        model: a module or its traced graph.
+        data: anything :func:`mipprune.prune` takes.
+        masks: name of the weight -> bool array, True = kept.
+
+    Raises:
+        DataError: a name that isn't the weight of a linear layer or convolution, a mask of another shape.
+        TraceError: an operation that is neither affine nor ReLU nor max pooling.
+    """
     return WeightMasks(model, data).componentwise(masks)
 
 
@@ -202,6 +248,9 @@ def removed_norm(removed: float, scale: float = 1.0, rule: str = "magnitude") ->
     The removed entries are independent with mean 0 and variance s^2 / d, so the norm goes to 2 s.  s^2 is
     ``q^3 scale^2 / 3`` when the smallest share q = ``removed`` goes and ``q scale^2 / 3`` when any go ("random"), which
     gives ``2 K q^(3/2) / sqrt 3`` and ``2 K q^(1/2) / sqrt 3``.
+
+    Raises:
+        BudgetError: a share outside [0, 1], an unknown rule.
     """
     if not 0 <= removed <= 1:
         raise BudgetError(f"removed: expected a share from 0 to 1, got {removed}")

@@ -52,6 +52,8 @@ def expand_gates(
     one row.  Costs C backward passes over the data for C classes, and O(N C size^2) for each group.
 
     Args:
+        graph: the traced network.
+        data: calibration samples.
         kept: bool (n_units,), where to expand; all units on by default.
         joint: compute curvature across groups too, O(N C n_units^2) and as many float64 as units squared.
         batch_size: samples at a time; the result doesn't depend on it beyond rounding.

@@ -44,6 +44,9 @@ def fit_linear_head(graph: UnitGraph, layer: str, data: LabelledData, l2: float 
     float64, and returns the weights for the unscaled activations.
 
     Args:
+        graph: the traced network.
+        layer: module path.
+        data: calibration samples, with class numbers as targets.
         l2: weight of the penalty, in the scaled activations.
     """
     group = graph.group(layer)

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import nn
 
-from ..errors import ConfigError, DataError, ModelStateError
-from ..game.data import LabelledData, read_data
+from ..errors import ConfigError, ModelStateError
+from ..game.data import LabelledData
 from ..game.values import check_class_targets
 from ..records import Record, frozen_array
+from .checks import checked_samples, plain_attention
 from .kronecker import kfac_factors, spectral_radius
 
 __all__ = ["CurvatureOperator", "Sharpness", "TopEigenvalues", "hessian_top_eigenvalues", "sharpness"]
@@ -32,6 +33,8 @@ class CurvatureOperator(LinearOperator):
 
     Args:
         model: in evaluation mode, logits of shape (N, C).
+        data: samples in any form that :func:`mipprune.prune` takes.
+        batch_size: samples at a time.
         kind: ``"hessian"`` or ``"gauss_newton"`` (the Jacobian's square weighted with ``diag(p) - p p'``; positive
             semidefinite, and the Fisher matrix of this loss).
         relative: scale row and column i by ``|w_i|``: the curvature in relative changes of the weights.  Multiplying
@@ -40,8 +43,8 @@ class CurvatureOperator(LinearOperator):
 
     Raises:
         ConfigError: another kind.
-        ModelStateError: the model is in training mode or has no weights.
-        DataError: no samples, or targets that aren't class numbers.
+        ModelStateError: the model is in training mode, has no weights, or some that aren't finite.
+        DataError: no samples, targets that aren't class numbers, inputs that don't fit.
     """
 
     def __init__(
@@ -49,16 +52,14 @@ class CurvatureOperator(LinearOperator):
     ) -> None:
         if kind not in KINDS:
             raise ConfigError(f"kind: expected one of {KINDS}, got {kind!r}")
-        if model.training:
-            raise ModelStateError("the loss's curvature is a mean over independent samples; call model.eval() first")
         self.kind, self.batch_size = kind, batch_size
         self.model = copy.deepcopy(model).double()
-        self.data: LabelledData = read_data(data, self.model)
-        if len(self.data) == 0:
-            raise DataError("calibration data is empty")
+        self.data: LabelledData = checked_samples(self.model, data, "the loss's curvature is a mean over independent "
+                                                  "samples")
         self.weights = {n: p.detach() for n, p in self.model.named_parameters() if p.requires_grad}
         if not self.weights:
-            raise ModelStateError(f"{type(model).__name__} has no parameter that requires a gradient")
+            raise ModelStateError(f"{type(model).__name__} has no parameter that requires a gradient; unfreeze what is "
+                                  f"to be measured with requires_grad_()")
         with torch.no_grad():
             check_class_targets(self._logits(self.weights, self.data.take(slice(0, 1)).inputs),
                                 self.data.targets[:1], "calibration data")
@@ -82,7 +83,8 @@ class CurvatureOperator(LinearOperator):
         product = self._hessian if self.kind == "hessian" else self._gauss_newton
         total = torch.zeros_like(v)
         for part in self.data.batches(self.batch_size):
-            found = product(direction, part)
+            with plain_attention():
+                found = product(direction, part)
             total += torch.cat([found[name].detach().reshape(-1) for name in self.weights])
         total /= len(self.data)
         return (total if self.scale is None else total * self.scale).cpu().numpy()
@@ -138,8 +140,10 @@ def hessian_top_eigenvalues(
     ARPACK's implicitly restarted Lanczos method from a seeded start; see :class:`CurvatureOperator` for the matrix.
 
     Args:
+        model, data, kind, relative, batch_size: of :class:`CurvatureOperator`.
         k: from 1 to the number of weights.
         tol: relative accuracy at which ARPACK stops.
+        seed: of the start.
 
     Raises:
         ConfigError: k or tol out of range.
@@ -188,7 +192,13 @@ class Sharpness(Record):
 
 
 def sharpness(model: nn.Module, data: Any, *, tol: float = 1e-4, seed: int = 0) -> Sharpness:
-    """Measure :class:`Sharpness` of ``model`` (in evaluation mode) on ``data``; raises what its parts raise."""
+    """Measure :class:`Sharpness` of ``model`` (in evaluation mode) on ``data``; raises what its parts raise.
+
+    Args:
+        model: logits of shape (N, C).
+        data: samples in any form that :func:`mipprune.prune` takes.
+        tol, seed: of :func:`hessian_top_eigenvalues`.
+    """
     plain = CurvatureOperator(model, data)
     top = float(hessian_top_eigenvalues(model, data, tol=tol, seed=seed).values[0])
     relative = float(hessian_top_eigenvalues(model, data, relative=True, tol=tol, seed=seed).values[0])

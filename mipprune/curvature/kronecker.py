@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError, DataError, ModelStateError, UnknownLayerError
-from ..game.data import read_data
 from ..records import Record, frozen_array
+from .checks import checked_samples
 from .probes import Probes, probed_layers
 
 __all__ = ["KroneckerBlock", "KroneckerFactors", "kfac_factors", "merge_positions", "output_roots", "second_moment",
@@ -93,17 +93,13 @@ def kfac_factors(
     Raises:
         ConfigError: an unknown method or sharing, fewer than one draw.
         UnknownLayerError: a name that isn't a Linear or Conv layer of the model.
-        DataError: no samples, or logits that aren't of shape (N, C).
-        ModelStateError: the model is in training mode, or a factor isn't finite.
+        DataError: no samples, inputs that don't fit, or logits that aren't of shape (N, C).
+        ModelStateError: the model is in training mode, or a weight or a factor isn't finite.
     """
     if method not in METHODS or sharing not in SHARINGS or n_draws < 1:
         raise ConfigError(f"kfac_factors: expected method in {METHODS}, sharing in {SHARINGS} and n_draws >= 1, "
                           f"got {method!r}, {sharing!r}, {n_draws}")
-    if model.training:
-        raise ModelStateError("K-FAC factors are means over independent samples; call model.eval() first")
-    samples = read_data(data, model)
-    if len(samples) == 0:
-        raise DataError("calibration data is empty")
+    samples = checked_samples(model, data, "K-FAC factors are means over independent samples")
     chosen = _chosen(model, layers)
     sums: dict[str, list[Any]] = {}
     draws = torch.from_numpy(np.random.default_rng(seed).random((len(samples), n_draws))).to(samples.targets.device)
@@ -137,6 +133,10 @@ def spectral_radius(factors: KroneckerFactors, aggregate: str = "sum") -> float:
     For a positive semidefinite matrix with diagonal blocks M_l, ``max_l lambda(M_l) <= lambda(M) <= sum_l lambda(M_l)``
     (restrict x to a block; for the upper side write M = R'R and use ``|R x| <= sum_l |R_l| |x_l|`` and Cauchy-Schwarz).
     ``"sum"`` is the upper estimate, which is near when the layers' top directions act together, ``"max"`` the lower.
+
+    Args:
+        factors: of :func:`kfac_factors`.
+        aggregate: ``"sum"`` or ``"max"``.
 
     Raises:
         ConfigError: another aggregate.
@@ -212,5 +212,6 @@ def _chosen(model: nn.Module, layers: Iterable[str] | None) -> list[str]:
 def _factor(value: Any, name: str) -> np.ndarray:
     array = value.cpu().numpy()
     if not np.isfinite(array).all():
-        raise ModelStateError(f"the K-FAC factors of layer {name!r} aren't finite; look for overflow in its weights")
+        raise ModelStateError(f"the K-FAC factors of layer {name!r} aren't finite; look for overflow in its weights "
+                              "or inputs")
     return frozen_array(array[0] if len(array) == 1 else array)

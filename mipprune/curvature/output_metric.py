@@ -26,9 +26,14 @@ def output_metrics(
     covariance S in the output costs about ``tr(M S) / 2`` nats, but for the factor t^2 that distillation restores.
 
     Args:
+        graph: the traced network.
+        data: calibration samples; targets aren't used.
+        layers: of the network, see :func:`mipprune.graph.find_layers`.
         temperature: t.
         probes: random sign combinations of the C rows of B's square root, each one backward pass, an unbiased
             estimate; ``None`` takes the C rows themselves.
+        seed: of the signs.
+        batch_size: samples at a time.
     """
     generator = torch.Generator().manual_seed(seed)
     names = {layer.node.name: layer for layer in layers}

@@ -8,9 +8,12 @@ import numpy as np
 import torch
 
 from ..game.data import LabelledData
-from ..graph import Layer, UnitGraph, UnitGroup, find_layers
+from ..graph import Layer, UnitGraph, UnitGroup, find_layers, find_streams
+from ..graph.layers import named_arguments
 from ..records import Record, frozen_array
 from .output_metric import output_metrics
+from .stream_basis import projected_errors, stream_basis
+from .subset_bounds import Regression, least_errors
 
 __all__ = ["RefitCurve", "refit_curves", "refit_errors"]
 
@@ -23,7 +26,8 @@ class RefitCurve(Record):
         order: int64 (n,): units within the group in the order of removal; the last one stays longest.
         error: float64 (n + 1,): entry r is the predicted KL in nats once ``order[:r]`` are gone and their readers
             refitted; the last one is an empty branch's, of whose readers only the biases are left.
-        lower: float64 (n + 1,): no choice of r units has a smaller predicted KL.
+        lower: float64 (n + 1,): no choice of r units has a smaller predicted KL
+            (:func:`~mipprune.curvature.subset_bounds.least_errors`).
     """
 
     order: np.ndarray
@@ -41,9 +45,14 @@ class RefitCurve(Record):
 class _Reader:
     """One layer that reads the group: inverse covariance of its inputs, weights in the metric, the units' columns."""
 
+    layer: str
     inverse: np.ndarray  # (D, D)
     weight: np.ndarray  # (m, D): sqrt(M / 2) W
     columns: np.ndarray  # (n, b)
+
+    def regression(self) -> Regression:
+        own = self.columns.ravel()
+        return Regression(self.inverse[np.ix_(own, own)], self.weight[:, own])
 
 
 def refit_curves(
@@ -58,16 +67,25 @@ def refit_curves(
         min_{W'} 1/2 E |W x - W' x_kept|_M^2 = 1/2 tr(M W_R (G^-1)_RR^-1 W_R'),
 
     the block form of Optimal Brain Surgeon (Hassibi and Stork 1993), in which the least-squares weights of the rest
-    come along.  Units are removed one by one, each time the one with the smallest sum over all readers; G^-1 and W
+    come along.  A residual stream (:class:`~mipprune.graph.Stream`) is projected, not cut: there only the number of
+    units counts, and the error is that of reading the dense stream off its first principal directions.  Elsewhere
+    units are removed one by one, each time the one with the smallest sum over all readers; G^-1 and W
     follow by block elimination, O(D^2 b) a step.
 
     Args:
+        graph: the traced network.
+        data: calibration samples; targets aren't used.
         pinned: bool (n_units,), units that stay; they come last in ``order``.
+        ridge: added to G's diagonal, relative to its mean.
         temperature: t of the softened KL divergence, which is multiplied by t^2 as in distillation.
+        probes, seed: of the output metrics, see :func:`output_metrics`.
     """
     pinned = np.zeros(graph.n_units, dtype=bool) if pinned is None else pinned
     readers = _measured(graph, data, ridge, temperature, probes, seed)
-    return [_eliminate(g, readers[i], pinned[g.units]) for i, g in enumerate(graph.groups)]
+    curves = [_eliminate(g, readers[i], pinned[g.units]) for i, g in enumerate(graph.groups)]
+    for number, error in _stream_errors(graph, data, readers).items():
+        curves[number] = dataclasses.replace(curves[number], error=frozen_array(error), lower=frozen_array(error))
+    return curves
 
 
 def refit_errors(
@@ -78,14 +96,36 @@ def refit_errors(
 
     Args:
         kept: bool (n_units,); every group is taken apart, as the curves do.
+        graph, data, ridge, temperature, probes, seed: as in :func:`refit_curves`.
     """
     out = np.zeros(len(graph.groups))
     readers = _measured(graph, data, ridge, temperature, probes, seed)
+    streams = _stream_errors(graph, data, readers)
     for i, group in enumerate(graph.groups):
+        if i in streams:
+            out[i] = streams[i][int((~kept[group.units]).sum())]
+            continue
         for reader in readers[i]:
             gone = reader.columns[~kept[group.units]].ravel()
             own = reader.weight[:, gone].T
             out[i] += (own * np.linalg.solve(reader.inverse[np.ix_(gone, gone)], own)).sum()
+    return out
+
+
+def _stream_errors(graph: UnitGraph, data: LabelledData, readers: list[list[_Reader]]) -> dict[int, np.ndarray]:
+    """Number of a stream's group -> predicted KL (n + 1,) once r of its units are gone."""
+    tensors = graph.program.dense_tensors()
+    out = {}
+    for stream in find_streams(graph):
+        size = graph.groups[stream.group].size
+        basis = stream_basis(graph, data, stream).cpu().numpy()
+        total = np.zeros(size + 1)
+        for reader in readers[stream.group]:
+            weight = named_arguments(stream.readers[reader.layer]).get("weight")
+            gain = np.ones(size) if weight is None else tensors[weight.name].double().cpu().numpy()
+            gain = np.where(np.abs(gain) < 1e-6, 1e-6, gain)
+            total += projected_errors(np.linalg.inv(reader.inverse), reader.weight.T @ reader.weight, gain, basis)
+        out[stream.group] = np.maximum.accumulate(total[::-1])
     return out
 
 
@@ -118,7 +158,7 @@ def _readers(
             if len(own) == 0:
                 continue
             columns = own[np.argsort(units[own], kind="stable")].reshape(group.size, -1)
-            readers.append(_Reader(inverse, (root.T @ weight).numpy(), columns))
+            readers.append(_Reader(layer.node.name, inverse, (root.T @ weight).numpy(), columns))
     return out
 
 
@@ -147,11 +187,8 @@ def _eliminate(group: UnitGroup, readers: list[_Reader], pinned: np.ndarray) -> 
     # arrays are copied: elimination shrinks them
     states = [(r.inverse.copy(), r.weight.copy(), r.columns.copy()) for r in readers]
     error, order = np.zeros(n + 1), []
-    lower = np.zeros(n + 1)
     for removed in range(n):
         scores = sum((_scores(*state) for state in states), np.zeros(len(alive)))
-        if removed == 0:
-            lower[1:] = np.sort(scores)
         free = np.where(pinned[alive], np.inf, scores)
         if not np.isfinite(free).any():  # only pinned units are left: any order will do, no size below is allowed
             order += alive.tolist()
@@ -162,6 +199,7 @@ def _eliminate(group: UnitGroup, readers: list[_Reader], pinned: np.ndarray) -> 
         order.append(int(alive[best]))
         alive = np.delete(alive, best)
         states = [_removed(*state, best) for state in states]
+    lower = least_errors([reader.regression() for reader in readers], n)
     return RefitCurve(frozen_array(order, np.int64), frozen_array(error), frozen_array(np.minimum(lower, error)))
 
 

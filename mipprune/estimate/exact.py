@@ -31,6 +31,12 @@ def exact_table(
 
     Memory 8 * 2^n bytes (8 MiB at n = 20) beside one batch; time is that of 2^n evaluations.
 
+    Args:
+        game: the game.
+        batch_size: coalitions that are evaluated at a time.
+        time_limit: seconds.
+        progress: show a progress bar.
+
     Raises:
         BudgetError: more than 20 players, or the time limit can't be met: known from the pace as soon as 5% of it
             have passed.

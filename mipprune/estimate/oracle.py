@@ -142,6 +142,10 @@ def oracle_sets(game: Game, *, batch_size: int = BATCH_SIZE, progress: bool = Fa
     The oracle rank of 2407.15875 in our form.  2^n evaluations unless ``game`` is a table; O(2^n) time and memory
     beside them.
 
+    Args:
+        game: the game.
+        batch_size, progress: of the table, see :func:`~mipprune.estimate.exact_table`.
+
     Raises:
         BudgetError: more than 20 players.
         DataError: a value isn't finite, or there are no players.
@@ -158,6 +162,7 @@ def oracle_comparison(
         game: the game; its table of 2^n values is made unless it is one (:func:`~mipprune.estimate.exact_table`).
         rankings: name -> an estimate of this game's players, or scores, float64 (n,), high for players to keep; ties
             are broken by number.
+        batch_size, progress: of the table, see :func:`~mipprune.estimate.exact_table`.
 
     Raises:
         BudgetError, DataError: as :func:`oracle_sets`; DataError also for an estimate of other players or scores of

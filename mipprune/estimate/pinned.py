@@ -47,6 +47,7 @@ class PinnedGame(Game):
 
     @property
     def player_names(self) -> tuple[str, ...]:
+        """Names of the players that are free, as the whole game has them."""
         names = self.game.player_names
         return tuple(names[i] for i in self.free)
 

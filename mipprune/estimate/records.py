@@ -106,10 +106,12 @@ class Estimate(Record):
 
     @property
     def n_players(self) -> int:
+        """Number of players."""
         return len(self.values)
 
     @property
     def exact(self) -> bool:
+        """Whether nothing was sampled: errors are 0."""
         return not len(self.block_sizes)
 
     @property
@@ -130,6 +132,9 @@ class Estimate(Record):
 
         Returns:
             Two float64 arrays of shape () or (k,); errors are 0 when exact.
+
+        Raises:
+            DataError: coefficients of another shape.
         """
         coefficients = np.asarray(coefficients, dtype=np.float64)
         if coefficients.shape[-1:] != self.values.shape:
@@ -168,7 +173,11 @@ class Estimate(Record):
         return np.argsort(-self.values, kind="stable")
 
     def top(self, k: int) -> np.ndarray:
-        """The k players of highest value, best first: int64 (k,)."""
+        """The ``k`` players of highest value, best first: int64 (k,).
+
+        Raises:
+            ConfigError: there are fewer.
+        """
         if not 0 <= k <= self.n_players:
             raise ConfigError(f"top({k}): this estimate has {self.n_players} players")
         return self.ranking()[:k]
@@ -219,10 +228,12 @@ class Interactions(Record):
 
     @property
     def n_players(self) -> int:
+        """Number of players."""
         return len(self.player_names)
 
     @property
     def exact(self) -> bool:
+        """Whether nothing was sampled: errors are 0."""
         return self.degrees_of_freedom == 0
 
     def confidence_interval(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
@@ -231,7 +242,11 @@ class Interactions(Record):
         return self.values - half, self.values + half
 
     def top(self, k: int) -> np.ndarray:
-        """The k pairs (i < j) of largest absolute value, strongest first: int64 (k, 2)."""
+        """The ``k`` pairs (i < j) of largest absolute value, strongest first: int64 (k, 2).
+
+        Raises:
+            ConfigError: there are fewer.
+        """
         pairs = np.stack(np.triu_indices(self.n_players, 1), axis=1)
         if not 0 <= k <= len(pairs):
             raise ConfigError(f"top({k}): there are {len(pairs)} pairs")

@@ -83,7 +83,13 @@ def banzhaf(
 ) -> Estimate:
     """Banzhaf values: the mean marginal contribution over all coalitions, the semivalue with p = 1/2.
 
-    Methods, arguments and errors as :func:`semivalue`.
+    Args:
+        game, n_evals, seed, time_limit, stop, keep_samples, checkpoint, batch_size, progress, communicator: as in
+            :func:`shapley`.
+        method, antithetic: as in :func:`semivalue`.
+
+    Raises:
+        BudgetError, ConfigError, DataError: as :func:`shapley`.
     """
     return _estimate(game, "banzhaf", Density(0.5), Settings(
         method, n_evals, seed, antithetic, time_limit, stop, keep_samples, checkpoint, batch_size, progress,
@@ -114,7 +120,11 @@ def semivalue(
             1/2 and there are 64 evaluations per player and more.
         antithetic: two negatively dependent masks a replicate, complements for p = 1/2; see :class:`Density`.
 
-    Other arguments and errors as :func:`shapley`.
+    Other arguments as in :func:`shapley`.
+
+    Raises:
+        BudgetError, DataError: as :func:`shapley`.
+        ConfigError: both or neither of ``p`` and ``n_keep``, one out of range, or as :func:`shapley`.
     """
     if (p is None) == (n_keep is None):
         raise ConfigError("give either p, the inclusion probability, or n_keep, the number of players to be kept")
@@ -138,7 +148,15 @@ def semivalue(
 def leave_one_out(
     game: Game, *, time_limit: float | None = None, batch_size: int = BATCH_SIZE, progress: bool = False
 ) -> Estimate:
-    """What removing each player from the full coalition costs, ``v(N) - v(N - i)``: exact, n + 1 evaluations."""
+    """What removing each player from the full coalition costs, ``v(N) - v(N - i)``: exact, n + 1 evaluations.
+
+    Args:
+        game, time_limit, batch_size, progress: as in :func:`shapley`.
+
+    Raises:
+        BudgetError: the time limit can't be met.
+        DataError: a value isn't finite.
+    """
     return _corner(game, "leave_one_out", 1.0, time_limit, batch_size, progress)
 
 

@@ -36,6 +36,7 @@ class Game(abc.ABC):
 
     @property
     def player_names(self) -> tuple[str, ...]:
+        """A name per player; the numbers if nothing better is known."""
         return tuple(str(i) for i in range(self.n_players))
 
     def value(self, coalition: np.ndarray) -> float:
@@ -128,6 +129,10 @@ class TableGame(Game):
 
     Args:
         table: float64 of shape (2^n,).
+        player_names: n names; the numbers by default.
+
+    Raises:
+        DataError: no power of two, or values that aren't finite.
     """
 
     def __init__(self, table: np.ndarray, player_names: tuple[str, ...] | None = None) -> None:
@@ -146,6 +151,7 @@ class TableGame(Game):
 
     @property
     def player_names(self) -> tuple[str, ...]:
+        """The names given, or numbers."""
         return self._names if self._names is not None else super().player_names
 
     def values(self, coalitions: np.ndarray) -> np.ndarray:

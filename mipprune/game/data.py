@@ -32,14 +32,20 @@ class LabelledData:
         return len(self.targets)
 
     def take(self, index: torch.Tensor | slice) -> LabelledData:
+        """The samples at ``index`` (numbers, a bool mask or a slice), on the same device."""
         return LabelledData(tuple(x[index] for x in self.inputs), self.targets[index])
 
     def batches(self, size: int = 512) -> Iterator[LabelledData]:
+        """All samples in their order, ``size`` at a time; the last part may be smaller."""
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
 
     def split(self, fraction: float, seed: int) -> tuple[LabelledData, LabelledData]:
-        """Two disjoint parts, the second with about ``fraction`` of the samples (at least one each)."""
+        """Two disjoint parts by a ``seed``, the second with about ``fraction`` of the samples (at least one each).
+
+        Raises:
+            DataError: there is one sample only.
+        """
         if len(self) < 2:
             raise DataError("one sample can't be split into a calibration and a held-out part; pass holdout= yourself")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
@@ -48,7 +54,12 @@ class LabelledData:
 
 
 def as_data(data: Any, graph: UnitGraph, what: str = "calibration data") -> LabelledData:
-    """Read ``data`` into memory (see :func:`read_data`) and check it against the traced network.
+    """Read ``data`` into memory and check it against the traced network.
+
+    Args:
+        data: in any of the forms of :func:`mipprune.prune`.
+        graph: the network that the data are for.
+        what: how errors call the data.
 
     Raises:
         DataError: empty, of different lengths, not finite, or of another sample shape than the network was traced with.

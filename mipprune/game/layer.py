@@ -79,6 +79,7 @@ class LayerGame(SampleGame):
 
     @property
     def player_names(self) -> tuple[str, ...]:
+        """Names as ``fc1[3]``: the layer and the unit's number in it."""
         return tuple(f"{self.group.name}[{i}]" for i in range(self.group.size))
 
     @property

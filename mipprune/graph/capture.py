@@ -9,8 +9,10 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import functools
 import operator
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +23,8 @@ from torch.export.graph_signature import InputKind
 from ..errors import DataError, ModelStateError, TraceError
 from .describe import user_line
 from .functional import functionalise, inline_regions, mutated_argument
-from .sizes import AttributeSize, Expression, OutOfTime, Recorder, aligned, instrumented
+from .sizes import AttributeSize, Expression, Origin, OutOfTime, Recorder, instrumented, integers
+from .source import CallSite, Slot
 
 __all__ = ["Capture", "capture", "is_integer_node", "shape_at"]
 
@@ -41,6 +44,8 @@ class Capture:
         results: (recorded call, output) -> name of the node that holds it.
         numeric: sizes whose value also enters the computation as a number.
         attributes: every integer attribute of every module, with its value.
+        calls: node name -> the recorded call that made it, where their integers are the same in order.
+        sites: recorded call -> where it stands in the code of a module's method; ``methods``: those methods.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -54,6 +59,14 @@ class Capture:
     results: dict[tuple[int, int | None], str]
     numeric: frozenset[Expression]
     attributes: dict[AttributeSize, int]
+    calls: dict[str, int]
+    sites: dict[int, CallSite]
+    methods: dict[CallSite, Callable[..., Any]]
+
+    def slot(self, node: str, position: int) -> Slot | None:
+        """Where integer ``position`` of a node's arguments stands in the code of a module's method, if it does."""
+        site = self.sites.get(self.calls.get(node, 0))
+        return None if site is None else Slot(site, position)
 
 
 def capture(model: nn.Module, example: tuple[torch.Tensor, ...], deadline: float = float("inf")) -> Capture:
@@ -112,7 +125,8 @@ def capture(model: nn.Module, example: tuple[torch.Tensor, ...], deadline: float
         if isinstance(shape[0], int) or not shape[0].node.expr.free_symbols:
             raise TraceError(
                 f"the batch size is hard-coded (input {name!r} is specialised to {shape[0]} samples): in forward, "
-                f"use x.shape[0] or -1 instead of a number where the batch dimension is meant"
+                f"use x.shape[0] or -1 instead of a number (or of len(x), which is one) where the batch "
+                f"dimension is meant"
             )
     output_node = next(n for n in graph.nodes if n.op == "output")
     outputs = [n for n in output_node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
@@ -120,8 +134,13 @@ def capture(model: nn.Module, example: tuple[torch.Tensor, ...], deadline: float
         raise TraceError(f"{type(model).__name__}.forward returns no tensor that depends on its input")
     nodes = tuple(n for n in graph.nodes if n.op == "call_function")
     sizes, results = _origins(nodes, recorder)
+    calls = {n.name: call for n in nodes if (call := (n.meta.get("custom") or {}).get("call")) is not None
+             and _same_integers(n, recorder.arguments[call])}
+    types = {path: type(module) for path, module in model.named_modules()}
+    methods = {site: getattr(types[site.module], site.method) for site in recorder.sites.values()
+               if hasattr(types[site.module], site.method)}
     return Capture(nodes, tuple(inputs), shapes, tensors, constants, outputs[0], tuple(outputs), sizes, results,
-                   frozenset(recorder.numeric), recorder.attributes)
+                   frozenset(recorder.numeric), recorder.attributes, calls, recorder.sites, methods)
 
 
 def _origins(
@@ -130,13 +149,14 @@ def _origins(
     """Where the integers of every node came from, and which node holds the result of every recorded call."""
     sizes: dict[str, list[Expression | None]] = {}
     results: dict[tuple[int, int | None], str] = {}
-    calls = {node: (node.meta.get("custom") or {}).get("call") for node in nodes}
+    calls = {node: (node.meta.get("custom") or {}).get("call") for node in nodes
+             if node.target is operator.getitem or node.meta.get("val") is not None}  # checks copy their input's notes
     made = collections.Counter(call for node, call in calls.items() if node.target is not operator.getitem)
     for node, call in calls.items():
         if call is None:
             continue
         alone = made[call] == 1 or recorder.names[call] == "__getitem__"
-        sizes[node.name] = aligned(node, recorder.arguments[call], alone)
+        sizes[node.name] = _aligned(node, recorder.arguments[call], alone)
         if node.target is operator.getitem:
             results[call, node.args[1]] = node.name  # type: ignore[index]
         else:
@@ -145,6 +165,30 @@ def _origins(
         if result not in results and before in results:
             results[result] = results[before]
     return sizes, results
+
+
+def _aligned(node: fx.Node, recorded: list[Origin], alone: bool) -> list[Expression | None]:
+    """Origin of every integer among the arguments of ``node``, in order; a plain int where nothing is known.
+
+    ``alone``: the recorded call made this node only, so that equal numbers in another order can be told apart.
+    """
+    values = [x if isinstance(x, int) else None for x in integers((node.args, node.kwargs), symbols=fx.Node)]
+    if _same_integers(node, recorded):
+        return [None if v is None else e for v, (_, e) in zip(values, recorded)]
+    if not alone:
+        return list(values)
+    out: list[Expression | None] = []
+    for value in values:  # another order of arguments: a value that has one origin only is still known
+        origins = {expression for v, expression in recorded if v == value}
+        out.append(None if value is None else origins.pop() if len(origins) == 1 else value)
+    return out
+
+
+def _same_integers(node: fx.Node, recorded: list[Origin]) -> bool:
+    """Whether the integers of ``node`` are the recorded ones, in the same order."""
+    values = [x if isinstance(x, int) else None for x in integers((node.args, node.kwargs), symbols=fx.Node)]
+    given = [value for value, _ in recorded]
+    return len(values) == len(given) and all(a == b or a is None or b is None for a, b in zip(values, given))
 
 
 def _try_run(model: nn.Module, example: tuple[torch.Tensor, ...]) -> None:
@@ -181,7 +225,11 @@ def int_at(value: Any, batch: int) -> int:
     """A traced integer (an int or a SymInt) at a batch size."""
     if isinstance(value, int):
         return value
-    expression = value.node.expr
+    return _substituted(value.node.expr, batch)
+
+
+@functools.lru_cache(maxsize=4096)
+def _substituted(expression: Any, batch: int) -> int:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,89 +10,26 @@ import torch
 from torch import fx
 
 from .capture import Capture, shape_at
-from .describe import describe, module_path
+from .describe import computed_weight_fix, describe, module_path
 from .labels import LabelSpace, Site
-from .sizes import AttributeSize, Expression, TensorSize, integers
+from .sizes import Expression, TensorSize, integers
+from .values import Argument, Contraction, Labels, Masked, MaskEdge, SizeUse, Value, argument_of, batch_dim
 
-__all__ = ["Argument", "Context", "Contraction", "Labels", "MaskEdge", "Masked", "SizeUse", "Value", "argument_of",
-           "batch_dim"]
-
-Labels = torch.Tensor
-#: Runs an operation as if the units whose gate is 0 weren't there: ``masked(target, args, kwargs, gate)``.
-Masked = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], torch.Tensor], Any]
-
-
-#: Which argument of an operation: its number, or (number of a list, place in it).
-Argument = int | tuple[int, int]
-
-
-def argument_of(args: Sequence[Any], argument: Argument) -> Any:
-    """The argument of that number, or inside a list."""
-    return args[argument] if isinstance(argument, int) else args[argument[0]][argument[1]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Value:
-    """A tensor during tracing.
-
-    Attributes:
-        labels: its labels at batch size 1; they vary along at most one dimension.
-        name: its name if it is a parameter or buffer itself.
-        source: for a parameter or buffer whose elements were moved or changed one by one: its name, and for every
-            element the flat number of the parameter's element it comes from.
-    """
-
-    labels: Labels
-    name: str | None = None
-    source: tuple[str, torch.Tensor] | None = None
-
-    @property
-    def origin(self) -> tuple[str, torch.Tensor] | None:
-        """``source``, also for the parameter itself."""
-        if self.source is None and self.name is not None:
-            return self.name, torch.arange(self.labels.numel()).reshape(self.labels.shape)
-        return self.source
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskEdge:
-    """A place where units are read: ``labels`` run along dimension ``dim`` of argument ``argument`` of ``node``.
-
-    An argument inside a list is (number of the list, place in it).  A removed unit is multiplied by 0 there, or left
-    out by ``masked`` where zero isn't the same as absent (a mean).
-    """
-
-    node: fx.Node
-    module: str
-    dim: int
-    labels: Labels
-    argument: Argument = 0
-    masked: Masked | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Contraction:
-    """An operation that costs ``factor * (inputs kept) * (outputs kept)`` multiply-adds per sample.
-
-    ``inputs`` is ``None`` for an operation whose cost is linear in the outputs (depthwise convolution, attention).
-    """
-
-    inputs: Labels | None
-    outputs: Labels
-    factor: int
-
-
-@dataclasses.dataclass(frozen=True)
-class SizeUse:
-    """An integer argument that has to be the number of kept entries of ``labels`` (one dimension)."""
-
-    origin: Expression
-    labels: Labels
-    where: str
+__all__ = ["Context", "Labels", "Masked", "Value"]
 
 
 class Context:
-    """What a rule may do besides returning labels."""
+    """What a rule may do besides returning labels.  Tracing makes one; rules get it as their first argument.
+
+    Args:
+        space: the labels of the network.
+        captured: its operations.
+        shapes: shapes of its parameters and buffers by name.
+        ignore: module paths whose operations pin what they touch.
+
+    Attributes:
+        node: the operation that the rule is asked about.
+    """
 
     def __init__(
         self, space: LabelSpace, captured: Capture, shapes: Mapping[str, tuple[int, ...]], ignore: Sequence[str] = ()
@@ -140,13 +76,15 @@ class Context:
         return torch.zeros(self.shape if shape is None else tuple(shape), dtype=torch.int64)
 
     def pin(self, labels: Labels, reason: str) -> None:
+        """Units of ``labels`` can't be pruned, for this ``reason``, which users read with the operation's place."""
         self.space.pin(labels, f"{reason} ({describe(self.node, source=False)})")
 
     def couple(self, left: Labels, right: Labels) -> None:
+        """Units of ``left`` and ``right``, entry by entry, live and die together; 0 pins its partner."""
         self.space.couple(left, right, f"tied to values that can't be pruned ({describe(self.node, source=False)})")
 
     def carry(self, value: Value | Labels) -> tuple[int | None, Labels]:
-        """The dimension that units lie along, and their labels (size,); ``(None, [])`` when there are none."""
+        """The dimension of ``value`` that units lie along, and their labels (size,); ``(None, [])`` without units."""
         labels = value.labels if isinstance(value, Value) else value
         varying = [d for d in range(labels.ndim)
                    if labels.shape[d] > 1 and bool((labels != labels.narrow(d, 0, 1)).any())]
@@ -167,7 +105,7 @@ class Context:
         return labels.reshape(view).expand(tuple(shape))
 
     def features(self, value: Value, dim: int) -> Labels:
-        """Labels along ``dim``, shape (size,); units that lie along another dimension are pinned, and read as 0."""
+        """Labels of ``value`` along ``dim``, shape (size,); units along another dimension are pinned, and read as 0."""
         found, labels = self.carry(value)
         size = value.labels.shape[dim]
         if found == dim % value.labels.ndim:
@@ -249,7 +187,14 @@ class Context:
     # -- reads, costs, makers ----------------------------------------------------------------------------------------
 
     def read(self, labels: Labels, dim: int, argument: Argument = 0, masked: Masked | None = None) -> None:
-        """Units of ``labels`` along ``dim`` of argument ``argument`` are read here: the place where masks act."""
+        """Units of ``labels`` along ``dim`` of argument ``argument`` are read here: the place where masks act.
+
+        Args:
+            labels: (size,), units of that dimension; 0 where there is none.
+            dim: of the argument.
+            argument: its position or keyword in the operation's call.
+            masked: how the operation is run when being 0 isn't the same as being absent, as in an average.
+        """
         if not bool(labels.any()):
             return
         source = argument_of(self.node.args, argument)
@@ -261,11 +206,19 @@ class Context:
 
     def cost(self, outputs: Labels, factor: int, inputs: Labels | None = None) -> None:
         """Note ``factor * (inputs kept) * (outputs kept)`` multiply-adds per sample."""
-        self.contractions.append(Contraction(inputs, outputs, factor))
+        self.contractions.append(Contraction(inputs, outputs, factor, self.node.name))
 
     def contract(self, x: Value, dim: int, weight: Value, w_in: int, w_out: int, factor: int,
                  argument: Argument = 0) -> Labels:
         """``x`` along ``dim`` is multiplied by ``weight``: couples the columns, notes the read and the cost.
+
+        Args:
+            x: what is multiplied.
+            dim: its dimension that the sum runs over.
+            weight: a parameter, or computed.
+            w_in, w_out: dimensions of the weight that are summed over, and that make the output's units.
+            factor: multiply-adds per sample for one column and one row.
+            argument: position or keyword of ``x`` in the operation's call.
 
         Returns:
             The labels of the weight's rows; zeros where the weight is computed, not a parameter.
@@ -276,8 +229,7 @@ class Context:
             own = self.along(x, dim)  # a parameter that serves as data, such as learned queries
             columns = columns if own is None else own
         if weight.origin is None:
-            reason = "multiplied by a computed weight; if a parametrization computes it, " \
-                     "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first"
+            reason = self._computed_weight()
             self.pin(columns, reason)
             self.pin(weight.labels, reason)
             key = self.module, f"{reason} ({describe(self.node)})"
@@ -289,6 +241,20 @@ class Context:
         out = self.make(weight, w_out)
         self.cost(out, factor, columns)
         return out
+
+    def _computed_weight(self) -> str:
+        """Why this operation's weight, which isn't a parameter, pins what it reads and makes; and what to do."""
+        seen: set[fx.Node] = set()
+        todo = [a for a in self.node.all_input_nodes if isinstance(self.values.get(a.name), Value)
+                and batch_dim(a.meta["val"]) is None]
+        while todo:
+            node = todo.pop()
+            if node not in seen:
+                seen.add(node)
+                todo.extend(node.all_input_nodes)
+        names = [self.captured.tensors[n.name] for n in seen if n.name in self.captured.tensors]
+        fix = computed_weight_fix(sorted(names))
+        return f"multiplied by a computed weight{f'; call {fix} first' if fix else ''}"
 
     def make(self, weight: Value, dim: int) -> Labels:
         """Labels of dimension ``dim`` of ``weight``, noted as units that this operation produces."""
@@ -313,14 +279,11 @@ class Context:
     def size(self, labels: Labels, argument: int, item: int = 0) -> None:
         """Integer ``item`` of argument ``argument`` is the length of a dimension with ``labels`` along it."""
         origin = self.origin(argument, item)
-        self._claimed.add(self._position(argument, item))
-        self.lengths.append((self.node.name, self._position(argument, item), labels))
+        position = self._position(argument, item)
+        self._claimed.add(position)
+        self.lengths.append((self.node.name, position, labels))
         if origin is not None and origin != -1:
-            self.sizes.append(SizeUse(origin, labels, describe(self.node)))
-
-    def attribute_value(self, attribute: AttributeSize) -> int:
-        """The attribute's value in the dense network."""
-        return self.captured.attributes[attribute]
+            self._use(origin, labels, position)
 
     def labels_of(self, size: TensorSize) -> Labels | None:
         """Labels along the dimension that a size was read from; ``None`` if the tensor isn't known."""
@@ -341,13 +304,10 @@ class Context:
         for position, origin in enumerate(self.captured.sizes.get(self.node.name, ())):
             if position not in self._claimed and origin is not None and not isinstance(origin, int):
                 value = list(integers((self.node.args, self.node.kwargs), fx.Node))[position]
-                self.sizes.append(SizeUse(origin, self.zeros([max(0, value)]), describe(self.node)))
+                self._use(origin, self.zeros([max(0, value)]), position)
         self._claimed.clear()
 
-
-def batch_dim(value: torch.Tensor) -> int | None:
-    """The dimension of a traced value that the batch lies along (possibly merged with others); ``None``: none."""
-    for dim, size in enumerate(value.shape):
-        if not isinstance(size, int) and size.node.expr.free_symbols:
-            return dim
-    return None
+    def _use(self, origin: Expression, labels: Labels, position: int) -> None:
+        name = self.node.name
+        slot, call = self.captured.slot(name, position), self.captured.calls.get(name, 0)
+        self.sizes.append(SizeUse(origin, labels, describe(self.node), slot, call))

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from ..costs import BilinearCost
-from .context import Contraction
 from .labels import Site
+from .values import Contraction
 
 __all__ = ["CostCounter"]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import fx, nn
 
-__all__ = ["describe", "module_path", "user_line"]
+__all__ = ["computed_weight_fix", "describe", "module_path", "user_line"]
 
 
 def describe(node: fx.Node, *, source: bool = True) -> str:
@@ -29,6 +30,24 @@ def module_path(node: fx.Node) -> str:
     """Path of the innermost module that a node comes from, ``""`` for the model itself."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return stack[-1][0] if stack else ""
+
+
+def computed_weight_fix(names: Iterable[str]) -> str:
+    """What to call so that a weight computed from the parameters ``names`` becomes a parameter; ``""`` if unknown."""
+    for name in names:
+        path, _, attribute = name.rpartition(".")
+        layer = f"model.get_submodule({path!r})" if path else "model"
+        if ".parametrizations." in f".{name}":
+            owner, _, rest = f".{name}".partition(".parametrizations.")
+            layer = f"model.get_submodule({owner[1:]!r})" if owner[1:] else "model"
+            return f"torch.nn.utils.parametrize.remove_parametrizations({layer}, {rest.split('.')[0]!r})"
+        if attribute.endswith(("_g", "_v")):
+            return f"torch.nn.utils.remove_weight_norm({layer}, {attribute[:-2]!r})"
+        if attribute.endswith("_u"):
+            return f"torch.nn.utils.remove_spectral_norm({layer}, {attribute[:-2]!r})"
+        if attribute.endswith("_mask"):
+            return f"torch.nn.utils.prune.remove({layer}, {attribute[:-5]!r})"
+    return ""
 
 
 def user_line(error: BaseException, model: nn.Module) -> str:

@@ -34,6 +34,7 @@ class Layer:
         total: the residual addition that alone reads the (normalised) output, if there is one.
         other: the other summand's node.
         groups: of the convolution.
+        stride, padding, dilation: of the convolution, per dimension; empty for a linear operation.
     """
 
     node: fx.Node
@@ -50,33 +51,36 @@ class Layer:
 
     @property
     def is_linear(self) -> bool:
+        """Whether it's a linear operation, not a convolution."""
         return not self.stride
 
     def design(self, x: torch.Tensor, weight: torch.Tensor, grid: Grid | None = None) -> torch.Tensor:
-        """Inputs as columns: shape (groups, D, R), D numbers that one output is made of, R samples times positions.
+        """Inputs as columns: shape (groups, D, R), D numbers that one output is made of, R positions times samples.
 
-        ``grid`` takes the positions of a coarser grid only (of a convolution).
+        Args:
+            x: (N, ...), what the layer reads.
+            weight: its weight, for the kernel's size.
+            grid: takes the positions of a coarser grid only (of a convolution).
         """
         if self.is_linear:
             return x.reshape(x.shape[:-1].numel(), x.shape[-1]).T[None]
         kernel = weight.shape[2:]
-        p = _patches(x, kernel, self.stride, self._pad(kernel), self.dilation, grid)  # (N, C, K, T)
-        n, c, k, t = p.shape
-        g = 1 if self.groups == 1 else c // weight.shape[1]  # groups that are left
-        return p.permute(1, 2, 0, 3).reshape(g, c // g * k, n * t)
+        p = _patches(x, kernel, self.stride, self._pad(kernel), self.dilation, grid)  # (C, K, T N)
+        g = 1 if self.groups == 1 else len(p) // weight.shape[1]  # groups that are left
+        return p.reshape(g, len(p) // g * p.shape[1], p.shape[2])
 
     @staticmethod
     def on_grid(y: torch.Tensor, grid: Grid | None) -> torch.Tensor:
-        """The positions of ``grid`` of an output."""
+        """The positions of ``grid`` of the output ``y``."""
         if grid is None:
             return y
         return y[(slice(None), slice(None), *(slice(start, None, grid.step) for start in grid.starts))]
 
     def outputs(self, y: torch.Tensor, groups: int) -> torch.Tensor:
-        """Outputs (of this layer's shape) as columns: shape (groups, m, R)."""
+        """Outputs ``y`` (of this layer's shape) as columns, in the order of :meth:`design`: shape (groups, m, R)."""
         if self.is_linear:
             return y.reshape(y.shape[:-1].numel(), y.shape[-1]).T[None]
-        return y.flatten(2).transpose(0, 1).reshape(groups, y.shape[1] // groups, -1)
+        return y.movedim(0, -1).reshape(groups, y.shape[1] // groups, y.shape[2:].numel() * len(y))
 
     @property
     def channel_dim(self) -> int:
@@ -101,25 +105,28 @@ def _patches(
     x: torch.Tensor, kernel: torch.Size, stride: tuple[int, ...], pad: list[int], dilation: tuple[int, ...],
     grid: Grid | None,
 ) -> torch.Tensor:
-    """All windows of ``x``: a view or copy of shape (N, C, prod(kernel), positions)."""
-    x = F.pad(x, pad).contiguous()
-    size = [(x.shape[2 + d] - dilation[d] * (k - 1) - 1) // stride[d] + 1 for d, k in enumerate(kernel)]
-    steps = x.stride()
+    """All windows of ``x``: shape (C, prod(kernel), positions times samples).
+
+    Samples run fastest, so that every window is copied in long runs.
+    """
+    x = F.pad(x, pad).movedim(0, -1).contiguous()
+    size = [(x.shape[1 + d] - dilation[d] * (k - 1) - 1) // stride[d] + 1 for d, k in enumerate(kernel)]
+    steps = x.stride()[1:-1]
     offset = 0
     if grid is not None:
-        offset = sum(a * s * e for a, s, e in zip(grid.starts, stride, steps[2:]))
+        offset = sum(a * s * e for a, s, e in zip(grid.starts, stride, steps))
         size = [-(-(length - a) // grid.step) for a, length in zip(grid.starts, size)]
         stride = tuple(s * grid.step for s in stride)
     view = x.as_strided(
-        (*x.shape[:2], *kernel, *size),
-        (*steps[:2], *(s * e for s, e in zip(steps[2:], dilation)), *(s * e for s, e in zip(steps[2:], stride))),
+        (len(x), *kernel, *size, x.shape[-1]),
+        (x.stride(0), *(s * e for s, e in zip(steps, dilation)), *(s * e for s, e in zip(steps, stride)), 1),
         x.storage_offset() + offset,
     )
-    return view.reshape(*x.shape[:2], kernel.numel(), -1)
+    return view.reshape(len(x), kernel.numel(), -1)
 
 
 def find_layers(program: Program) -> list[Layer]:
-    """All linear and convolution operations with weights of their own, in execution order."""
+    """All linear and convolution operations of ``program`` with weights of their own, in execution order."""
     captured = program.captured
     shared = _shared(program)
     found = []

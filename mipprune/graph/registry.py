@@ -34,6 +34,9 @@ def register_rule(*names: str) -> Callable[[Rule], Rule]:
     The rule is called as ``rule(context, *args, **kwargs)`` with the operation's own arguments, tensors replaced by
     :class:`Value`; it returns the labels of the result at batch size 1 (a tensor, or a tuple of them).  A later
     registration wins.
+
+    Args:
+        names: of operations that one rule serves.
     """
 
     def add(rule: Rule) -> Rule:
@@ -58,7 +61,7 @@ def apply_rule(context: Context, node: fx.Node, args: tuple[Any, ...], kwargs: d
             f"no rule for {describe(node)}.\n"
             f"mipprune doesn't guess what an unknown operation does to units. Either {alone}, which pins whatever "
             f"reaches it; or say what it does with "
-            f"@mipprune.graph.register_rule({name!r}), see docs/coverage.md."
+            f"@mipprune.graph.register_rule({name!r}), see docs/extending/operation.md."
         )
     for keyword, given in kwargs.items():
         if isinstance(given, Value):

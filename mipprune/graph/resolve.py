@@ -10,103 +10,135 @@ attribute would have to be two things at once, the units are pinned with the rea
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
-import numpy as np
 import torch
 
-from .context import Context, SizeUse
+from .context import Context
+from .forms import AttributeForm, Form, combined
 from .labels import Components
 from .sizes import AttributeSize, Expression, SizeProduct, TensorSize
+from .source import CallSite, Slot, method_source, slot_expression
+from .values import SizeUse
 
-__all__ = ["AttributeForm", "Form", "resolve_sizes"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """``constant + sum_u multiplicity_u [unit u is kept]``; units are component numbers, sorted."""
-
-    constant: int
-    units: tuple[int, ...] = ()
-    multiplicity: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, labels: torch.Tensor, components: Components) -> Form:
-        """How many entries of a dimension with these ``labels`` are kept."""
-        numbers = components.of(labels)
-        units, counts = np.unique(numbers[numbers >= 0], return_counts=True)
-        return cls(int((numbers < 0).sum()), tuple(units.tolist()), tuple(counts.tolist()))
-
-    @property
-    def is_constant(self) -> bool:
-        return not self.units
-
-    @property
-    def dense(self) -> int:
-        """Value when everything is kept."""
-        return self.constant + sum(self.multiplicity)
-
-    def scaled(self, factor: int) -> Form:
-        if factor == 0:
-            return Form(0)
-        return Form(self.constant * factor, self.units, tuple(m * factor for m in self.multiplicity))
-
-    def divided(self, by: int) -> Form | None:
-        """The form divided by a number, where that is exact whatever is kept."""
-        if by == 0 or any(m % by for m in (self.constant, *self.multiplicity)):
-            return None
-        return Form(self.constant // by, self.units, tuple(m // by for m in self.multiplicity))
-
-    def plus(self, other: Form, sign: int = 1) -> Form:
-        total = dict(zip(self.units, self.multiplicity))
-        for unit, m in zip(other.units, other.multiplicity):
-            total[unit] = total.get(unit, 0) + sign * m
-        units = tuple(sorted(u for u, m in total.items() if m))
-        return Form(self.constant + sign * other.constant, units, tuple(total[u] for u in units))
+__all__ = ["Resolved", "RewrittenSize", "resolve_sizes"]
 
 
 @dataclasses.dataclass(frozen=True)
-class AttributeForm:
-    """An integer attribute of a module that follows the kept units."""
+class RewrittenSize:
+    """A place in a method's code that surgery lets read ``form.attribute`` instead of ``expression``."""
 
-    attribute: AttributeSize
-    form: Form
+    slot: Slot
+    expression: str
+    code: str
+    form: AttributeForm
 
 
-def resolve_sizes(context: Context) -> tuple[Components, tuple[AttributeForm, ...]]:
-    """Settle all sizes, pinning where that is impossible; every round pins something, so it ends."""
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """How sizes were settled: the units as they are then, attributes that follow them, and code to rewrite."""
+
+    components: Components
+    attributes: tuple[AttributeForm, ...]
+    rewritten: tuple[RewrittenSize, ...]
+
+
+def resolve_sizes(context: Context, rewrite: bool = True) -> Resolved:
+    """Settle all sizes: by attributes, by rewriting code (if ``rewrite``), else by pinning.
+
+    Every round rewrites or pins something, so it ends.
+    """
     fixed: dict[AttributeSize, str] = {}
+    rewrites = Rewrites(context, rewrite)
     while True:
         components = context.space.components()
-        known, trouble = _Round(context, components, fixed).settle()
+        trial = _Round(context, components, dict(fixed), rewrites)
+        known, trouble = trial.settle()
+        if trial.rewrote:
+            continue
+        fixed = trial.fixed
         trouble = [(labels, why) for labels, why in trouble if (components.of(labels) >= 0).any()]
         if not trouble:
-            forms = tuple(AttributeForm(a, f) for a, f in known.items() if not f.is_constant)
-            return components, forms
+            made = set(rewrites.made.values())
+            forms = tuple(AttributeForm(a, f) for a, f in known.items() if not f.is_constant and a not in made)
+            return Resolved(components, forms, rewrites.settled(trial))
         for labels, reason in trouble:
             context.space.pin(labels, reason)
+
+
+class Rewrites:
+    """Places in the code that get an attribute of their own, and those that could."""
+
+    def __init__(self, context: Context, allowed: bool) -> None:
+        self.context, self.allowed = context, allowed
+        self.made: dict[Slot, AttributeSize] = {}
+        self._uses: dict[Slot, set[int]] = {}
+        self._calls: dict[CallSite, set[int]] = {}
+        for call, site in context.captured.sites.items():
+            self._calls.setdefault(site, set()).add(call)
+        for use in context.sizes:
+            if use.slot is not None:
+                self._uses.setdefault(use.slot, set()).add(use.call)
+
+    def origin(self, use: SizeUse) -> Expression:
+        """Where the integer comes from once the code is rewritten."""
+        return use.origin if use.slot is None else self.made.get(use.slot, use.origin)
+
+    def offer(self, use: SizeUse) -> bool:
+        """Give the integer an attribute of its own, if its expression can be replaced and every call there is known."""
+        slot = use.slot
+        if not self.allowed or slot is None or slot in self.made or self._uses[slot] != self._calls[slot.site]:
+            return False
+        function = self.context.captured.methods.get(slot.site)
+        if function is None or slot_expression(function, slot) is None:
+            return False
+        taken = {*self.context.captured.attributes, *self.made.values()}
+        names = (AttributeSize(slot.site.module, f"pruned_size_{n}") for n in itertools.count())
+        self.made[slot] = next(name for name in names if name not in taken)
+        return True
+
+    def settled(self, last: _Round) -> tuple[RewrittenSize, ...]:
+        """The places whose own expression wouldn't do."""
+        wrong = {use.slot for use in self.context.sizes
+                 if use.slot in self.made and not last.agrees(use, Form.of(use.labels, last.components))}
+        out = []
+        for slot, attribute in self.made.items():
+            if slot not in wrong:
+                continue
+            function = self.context.captured.methods[slot.site]
+            expression, source = slot_expression(function, slot), method_source(function)
+            assert expression is not None
+            assert source is not None
+            out.append(RewrittenSize(slot, expression, source[1], AttributeForm(attribute, last.known[attribute])))
+        return tuple(out)
 
 
 class _Round:
     """One pass over all sizes with the components as they are."""
 
-    def __init__(self, context: Context, components: Components, fixed: dict[AttributeSize, str]) -> None:
+    def __init__(
+        self, context: Context, components: Components, fixed: dict[AttributeSize, str], rewrites: Rewrites
+    ) -> None:
         self.context = context
         self.components = components
         self.fixed = fixed
+        self.rewrites = rewrites
+        self.rewrote = False
+        self.sizes = [dataclasses.replace(use, origin=rewrites.origin(use)) for use in context.sizes]
         self.known: dict[AttributeSize, Form] = {}
         self.trouble: list[tuple[torch.Tensor, str]] = []
 
     def settle(self) -> tuple[dict[AttributeSize, Form], list[tuple[torch.Tensor, str]]]:
-        uses = [(use, Form.of(use.labels, self.components)) for use in self.context.sizes]
+        uses = [(use, Form.of(use.labels, self.components)) for use in self.sizes]
         direct = [(u, f) for u, f in uses if isinstance(u.origin, AttributeSize)]
         derived = [(u, f) for u, f in uses if not isinstance(u.origin, AttributeSize)]
         for use, form in direct:
             self._attribute(use, form)
         for use, form in derived:
-            if not self._agrees(use, form):
+            if not self.agrees(use, form):
                 self._solve(use, form)
         for use, form in derived:  # attributes found on the way may speak against sizes settled before
-            if not self._agrees(use, form):
+            if not self.agrees(use, form):
                 self._reject(use, form)
         self._numbers()
         return self.known, self.trouble
@@ -115,15 +147,20 @@ class _Round:
         attribute = use.origin
         assert isinstance(attribute, AttributeSize)
         if attribute in self.fixed and not form.is_constant:
+            if self._rewritten(use):
+                return
             self.trouble.append((use.labels, self.fixed[attribute]))
             return
-        if self.known.setdefault(attribute, form) != form:
+        if self.known.setdefault(attribute, form) != form and not self._rewritten(use):
             reason = f"attribute {attribute} would have to take two values after pruning (at {use.where})"
+            if attribute in self.rewrites.made.values():
+                reason = f"one place in the code serves widths that leave differently ({use.where})"
             self.fixed[attribute] = reason
-            self.trouble += [(u.labels, reason) for u in self.context.sizes
+            self.trouble += [(u.labels, reason) for u in self.sizes
                              if u.origin == attribute and not Form.of(u.labels, self.components).is_constant]
 
-    def _agrees(self, use: SizeUse, form: Form) -> bool:
+    def agrees(self, use: SizeUse, form: Form) -> bool:
+        """Whether the code's own integer comes out right after surgery."""
         value = self._evaluate(use.origin)
         if value is None:  # a size that isn't known doesn't vary; a quotient of widths that leave apart does
             return form.is_constant and not self._varies(use.origin)
@@ -177,13 +214,13 @@ class _Round:
         if isinstance(expression, int):
             return Form(expression)
         if isinstance(expression, AttributeSize):
-            return self.known.get(expression) or Form(self.context.attribute_value(expression))
+            return self.known.get(expression) or Form(self.context.captured.attributes[expression])
         if isinstance(expression, TensorSize):
             return self._tensor_size(expression)
         left, right = self._evaluate(expression.left), self._evaluate(expression.right)
         if left is None or right is None:
             return None
-        return _combine(expression.operation, left, right)
+        return combined(expression.operation, left, right)
 
     def _tensor_size(self, size: TensorSize) -> Form | None:
         labels = self.context.labels_of(size)
@@ -191,6 +228,8 @@ class _Round:
 
     def _reject(self, use: SizeUse, form: Form) -> None:
         """Pin what the size depends on: the entries it should count, and those it was computed from."""
+        if self._rewritten(use):
+            return
         if isinstance(use.origin, int):
             reason = f"the literal size {use.origin} is written in the code; use -1, a size taken from the tensor, " \
                      f"or an attribute ({use.where})"
@@ -201,6 +240,13 @@ class _Round:
         if form.is_constant or not isinstance(use.origin, int):
             self._pin_leaves(use.origin, reason)
 
+    def _rewritten(self, use: SizeUse) -> bool:
+        if use.slot in self.rewrites.made and use.origin != self.rewrites.made[use.slot]:
+            return True  # in this round
+        offered = self.rewrites.offer(use)
+        self.rewrote |= offered
+        return offered
+
     def _pin_leaves(self, expression: Expression, reason: str) -> None:
         for leaf in _leaves(expression):
             if isinstance(leaf, TensorSize):
@@ -209,7 +255,8 @@ class _Round:
                     self.trouble.append((labels, reason))
             elif isinstance(leaf, AttributeSize) and not self.known.get(leaf, Form(0)).is_constant:
                 self.fixed[leaf] = reason
-                self.trouble += [(u.labels, reason) for u in self.context.sizes if leaf in _leaves(u.origin)]
+                self.trouble += [(u.labels, reason) for u in self.sizes
+                                 if leaf in _leaves(u.origin) and not self._rewritten(u)]
 
     def _numbers(self) -> None:
         """Sizes that also enter the computation as numbers (a scale, a divisor) must stay."""
@@ -218,21 +265,6 @@ class _Round:
             if form is None or not form.is_constant:
                 reason = f"{_text(expression)} is also used as a number in the computation, not only as a size"
                 self._pin_leaves(expression, reason)
-
-
-def _combine(operation: str, left: Form, right: Form) -> Form | None:
-    if operation == "+":
-        return left.plus(right)
-    if operation == "-":
-        return left.plus(right, -1)
-    if operation == "*":
-        if right.is_constant:
-            return left.scaled(right.constant)
-        return right.scaled(left.constant) if left.is_constant else None
-    if right.is_constant:
-        return Form(left.constant // right.constant) if left.is_constant else left.divided(right.constant)
-    whole, rest = divmod(left.dense, right.dense)  # proportional forms have a constant ratio
-    return Form(whole) if rest == 0 and right.scaled(whole) == left else None
 
 
 def _leaves(expression: Expression) -> list[AttributeSize | TensorSize]:

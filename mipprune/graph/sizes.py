@@ -24,8 +24,9 @@ from torch.utils import _pytree as pytree
 
 from ..errors import TraceError
 from .attention_module import PrunableMultiheadAttention
+from .source import CallSite, call_site
 
-__all__ = ["AttributeSize", "Expression", "OutOfTime", "Recorder", "SizeProduct", "TensorSize", "aligned",
+__all__ = ["AttributeSize", "Expression", "Origin", "OutOfTime", "Recorder", "SizeProduct", "TensorSize",
            "instrumented", "integers"]
 
 
@@ -134,6 +135,8 @@ class Recorder(TorchFunctionMode):
         numeric: expressions whose value entered the computation as a number (a scale), not as a size.
         attributes: the value of every integer attribute.
         same: result of a call -> the earlier result of the same shape that it was made from.
+        sites: per call where it stands in the source of a module's method, if it does;
+            ``paths``: id of a module -> its path.
     """
 
     def __init__(self, deadline: float = float("inf")) -> None:
@@ -143,6 +146,8 @@ class Recorder(TorchFunctionMode):
         self.numeric: set[Expression] = set()
         self.attributes: dict[AttributeSize, int] = {}
         self.same: dict[tuple[int, int | None], tuple[int, int | None]] = {}
+        self.sites: dict[int, CallSite] = {}
+        self.paths: dict[int, str] = {}
         self.deadline = deadline
         self._calls: dict[int, tuple[int, int | None]] = {}
         self._alive: list[Any] = []
@@ -164,6 +169,8 @@ class Recorder(TorchFunctionMode):
         call = len(self.arguments) + 1
         self.names[call] = name
         self.arguments[call] = [_origin(x) for x in integers((args, kwargs))]
+        if self.arguments[call] and (site := call_site(sys._getframe(1), self.paths, args, kwargs)) is not None:
+            self.sites[call] = site
         with _marked(call) as marked:
             out = function(*plain_args, **plain_kwargs)
         if not marked.found:  # an operation that changed nothing handed its argument on
@@ -232,6 +239,7 @@ def instrumented(model: nn.Module, recorder: Recorder) -> nn.Module:
         if path and PrunableMultiheadAttention.supports(module):
             clone.set_submodule(path, PrunableMultiheadAttention(module))
     for path, module in clone.named_modules():
+        recorder.paths[id(module)] = path
         for name, value in list(vars(module).items()):
             if type(value) is int:
                 module.__dict__[name] = _attribute(value, AttributeSize(path, name), recorder)
@@ -253,24 +261,6 @@ def instrumented(model: nn.Module, recorder: Recorder) -> nn.Module:
 def _attribute(value: int, attribute: AttributeSize, recorder: Recorder) -> Size:
     recorder.attributes[attribute] = value
     return Size.make(value, attribute, recorder)
-
-
-def aligned(node: fx.Node, recorded: list[Origin], alone: bool) -> list[Expression | None]:
-    """Origin of every integer among the arguments of ``node``, in order; a plain int where nothing is known.
-
-    ``alone``: the recorded call made this node only, so that equal numbers in another order can be told apart.
-    """
-    values = [x if isinstance(x, int) else None for x in integers((node.args, node.kwargs), symbols=fx.Node)]
-    given = [value for value, _ in recorded]
-    if len(values) == len(given) and all(a == b or a is None or b is None for a, b in zip(values, given)):
-        return [None if v is None else e for v, (_, e) in zip(values, recorded)]
-    if not alone:
-        return list(values)
-    out: list[Expression | None] = []
-    for value in values:  # another order of arguments: a value that has one origin only is still known
-        origins = {expression for v, expression in recorded if v == value}
-        out.append(None if value is None else origins.pop() if len(origins) == 1 else value)
-    return out
 
 
 def _origin(x: Any) -> Origin:

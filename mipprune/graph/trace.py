@@ -14,7 +14,7 @@ from ..errors import ModelStateError, TraceError
 from . import rules  # noqa: F401 - importing them registers them
 from .capture import Capture, capture, is_integer_node, shape_at
 from .context import Context, Value
-from .describe import describe
+from .describe import computed_weight_fix, describe
 from .labels import LabelSpace, Site
 from .program import Program
 from .registry import apply_rule
@@ -26,7 +26,7 @@ __all__ = ["trace"]
 
 def trace(
     model: nn.Module, example_input: torch.Tensor | tuple[torch.Tensor, ...], *, ignore: Sequence[str] = (),
-    time_limit: float = 300.0,
+    time_limit: float = 300.0, rewrite: bool = True,
 ) -> UnitGraph:
     """Find the prunable units of ``model``: neurons, channels and heads, tied together where the network ties them.
 
@@ -36,6 +36,9 @@ def trace(
             batch.  Only shapes, dtypes and device matter; one sample is enough.
         ignore: module paths in which an operation without a rule pins what reaches it, instead of being an error.
         time_limit: seconds after which tracing is given up.
+        rewrite: sizes in the code of the model's own methods that would be wrong after pruning, such as
+            ``y.view(B, T, C)`` or a literal, may be replaced there by attributes; the pruned network's modules then are
+            of a subclass with the changed method.  ``print(graph)`` lists them.  If false, they pin the units.
 
     Returns:
         The :class:`UnitGraph`.  Layers that can't be pruned are listed in ``.pinned`` with the reason.
@@ -54,8 +57,7 @@ def trace(
     deadline = time.monotonic() + time_limit
     captured = capture(model, example, deadline)
     context = _propagate(model, captured, tuple(ignore), deadline)
-    components, attributes = resolve_sizes(context)
-    return build_units(model, context, components, attributes, Program(model, captured))
+    return build_units(model, context, resolve_sizes(context, rewrite), Program(model, captured))
 
 
 def _propagate(model: nn.Module, captured: Capture, ignore: tuple[str, ...], deadline: float) -> Context:
@@ -131,8 +133,11 @@ def _pin_unspoken_readers(context: Context) -> None:
                 continue
             for site in by_name.get(name, ()):
                 if site not in context.spoken.get(node.name, ()):
-                    context.space.pin(context.space.sites[site], f"{name!r} is also read in a way that needs all of "
-                                                                 f"its dimension {site[1]} ({describe(node)})")
+                    beside = (name, *(f"{name.removesuffix('_orig')}{end}" for end in ("_u", "_mask")))
+                    fix = computed_weight_fix(n for n in beside if n in context.tensor_shapes)
+                    reason = f"{name!r} is also read in a way that needs all of its dimension {site[1]}"
+                    what = f"; call {fix} first" if fix else ""
+                    context.space.pin(context.space.sites[site], f"{reason} ({describe(node)}){what}")
 
 
 def _values(tree: Any) -> list[Value]:

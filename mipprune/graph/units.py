@@ -13,13 +13,16 @@ from torch import fx, nn
 
 from ..costs import BilinearCost, Cost, CostModel
 from ..errors import UnknownLayerError
+from .branches import CoarseUnit
 from .context import Context, Value
 from .counting import CostCounter
+from .forms import AttributeForm
 from .labels import Components, Site
 from .program import Program
-from .resolve import AttributeForm
+from .resolve import Resolved
+from .source import Slot
 
-__all__ = ["AttributeSite", "Pinned", "UnitGraph", "UnitGroup", "build_units"]
+__all__ = ["AttributeSite", "Pinned", "RewriteSite", "UnitGraph", "UnitGroup", "build_units"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +49,19 @@ class UnitGroup:
 
     @property
     def units(self) -> slice:
+        """Numbers of the group's units in the whole network."""
         return slice(self.offset, self.offset + self.size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pinned:
-    """Outputs of a layer that can't be pruned, and why."""
+    """Outputs of a layer that can't be pruned, and why.
+
+    Attributes:
+        module: path of the layer.
+        n_units: how many outputs.
+        reason: in words, with the operation and its source line.
+    """
 
     module: str
     n_units: int
@@ -76,6 +86,26 @@ class AttributeSite:
 
 
 @dataclasses.dataclass(frozen=True)
+class RewriteSite:
+    """A size in the code of a module's method that no attribute can repair; surgery lets it read one of its own.
+
+    Attributes:
+        slot: where it stands; ``code``: hash of the method's source.
+        expression: what stands there now.
+        size: the attribute that it reads in the pruned network.
+    """
+
+    slot: Slot
+    code: str
+    expression: str
+    size: AttributeSite
+
+    def __str__(self) -> str:
+        where = ".".join(filter(None, [self.slot.site.module, self.slot.site.method]))
+        return f"{where}: `{self.expression}` at its line {self.slot.site.line + 1} becomes self.{self.size.attribute}"
+
+
+@dataclasses.dataclass(frozen=True)
 class UnitGraph:
     """A traced network: its units, how they are tied together, what they cost, and how to run it masked.
 
@@ -89,6 +119,8 @@ class UnitGraph:
         attributes: integer attributes of modules that count units.  With the sites, this is all that surgery needs.
         program: runs the network with units masked.
         coupling: networkx graph of the groups; an edge where a layer reads one group and produces the other.
+        rewrites: sizes in the code of methods that change with the units and that no attribute repairs.
+        coarse: what every unit stands for, where units are whole branches (:func:`mipprune.coarsen`); else empty.
     """
 
     model: nn.Module
@@ -99,9 +131,12 @@ class UnitGraph:
     attributes: tuple[AttributeSite, ...]
     program: Program
     coupling: nx.Graph
+    rewrites: tuple[RewriteSite, ...] = ()
+    coarse: tuple[CoarseUnit, ...] = ()
 
     @property
     def n_units(self) -> int:
+        """Units of all groups together."""
         return self.costs.n_units
 
     def group(self, name: str) -> UnitGroup:
@@ -122,10 +157,14 @@ class UnitGraph:
         raise UnknownLayerError(f"no prunable layer {name!r}; {hint}")
 
     def units_of(self, names: Iterable[str]) -> np.ndarray:
-        """Bool mask (n_units,) of all units of the named layers; a string is one name."""
+        """Bool mask (n_units,) of all units of the layers called ``names``; a string is one name.
+
+        Coarse units are named one by one, by the branch or by any of its modules.
+        """
         mask = np.zeros(self.n_units, dtype=bool)
         for name in (names,) if isinstance(names, str) else names:
-            mask[self.group(name).units] = True
+            own = [i for i, unit in enumerate(self.coarse) if unit.answers_to(name)]
+            mask[own or self.group(name).units] = True
         return mask
 
     def macs(self, kept: np.ndarray | None = None) -> int:
@@ -145,17 +184,16 @@ class UnitGraph:
         lines += [f"  {g.name}: {g.size} units; made by {', '.join(g.producers)}; read by {', '.join(g.consumers)}"
                   + ("; may be emptied" if g.fewest == 0 else f"; keeps one: {g.needed}" if g.needed else "")
                   for g in self.groups]
+        lines += [f"  code of {rewrite}" for rewrite in self.rewrites]
         lines += [f"  {p.module}: {p.n_units} outputs not prunable: {p.reason}" for p in self.pinned]
         return "\n".join(lines)
 
 
-def build_units(
-    model: nn.Module, context: Context, components: Components, attributes: tuple[AttributeForm, ...],
-    program: Program,
-) -> UnitGraph:
+def build_units(model: nn.Module, context: Context, resolved: Resolved, program: Program) -> UnitGraph:
     """Turn the coupled labels of a finished trace into groups, costs and sites."""
-    space = context.space
-    numbering, groups = _number_units(context, components, attributes)
+    space, components = context.space, resolved.components
+    counting = (*resolved.attributes, *(r.form for r in resolved.rewritten))
+    numbering, groups = _number_units(context, components, counting)
     number = np.full(int(components.number.max(initial=0)) + 2, -1, dtype=np.int64)
     number[list(numbering)] = list(numbering.values())
 
@@ -179,11 +217,15 @@ def build_units(
     program.bind(context.edges, [numbered(edge.labels) for edge in context.edges], costs.n_units)
     program.lengths = [(node, at, units) for node, at, labels in context.lengths
                        if ((units := numbered(labels)) >= 0).any()]
+    for contraction in context.contractions:
+        program.macs[contraction.node] = program.macs.get(contraction.node, 0) + contraction.dense
     program.carried = _carried(context, numbered, costs.group_of_unit)
-    repaired = tuple(_attribute_site(form, number) for form in attributes)
+    repaired = tuple(_attribute_site(form, number) for form in resolved.attributes)
     repaired = tuple(site for site in repaired if len(site.units))
     pinned = _pinned(model, context, components, number)
-    return UnitGraph(model, groups, pinned, costs, sites, repaired, program, coupling)
+    rewrites = tuple(RewriteSite(r.slot, r.code, r.expression, _attribute_site(r.form, number))
+                     for r in resolved.rewritten)
+    return UnitGraph(model, groups, pinned, costs, sites, repaired, program, coupling, rewrites)
 
 
 def _carried(

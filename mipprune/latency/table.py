@@ -127,6 +127,7 @@ def measure_latency(
     the operations' sum, fitted to whole forward passes.  A quarter of the networks are held out of the fit.
 
     Args:
+        graph: the traced network.
         inputs: what ``forward`` is called with, on the model's device.  Latency depends on the batch size: give the
             one that matters.
         multiple: widths are multiples of it where a group is large enough; give what the pruning will be given, because
@@ -134,6 +135,7 @@ def measure_latency(
         n_networks: networks to time, at least 8.
         seconds: about how long to measure, beyond 5 rounds.
         seed: of the widths and the order of measurements.
+        progress: show a progress bar.
 
     Raises:
         BudgetError: fewer than 8 networks.

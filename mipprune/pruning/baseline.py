@@ -6,21 +6,32 @@ import numpy as np
 
 from ..costs import CostModel
 from ..errors import InfeasibleError
-from ..graph import UnitGraph
+from ..graph import CoarseUnit, UnitGraph
 from .multiples import allowed_counts, least_counts, width_steps
 
 __all__ = ["magnitude_mask", "unit_magnitudes"]
 
 
 def unit_magnitudes(graph: UnitGraph) -> np.ndarray:
-    """Euclidean norm of the weights that produce each unit, over all its producers: float64 (n_units,)."""
+    """Euclidean norm of the weights that produce each unit, over all its producers: float64 (n_units,).
+
+    Of a coarse unit, that of all weights of its modules.
+    """
     tensors = dict(graph.model.named_parameters())
+    if graph.coarse:
+        return np.array([_norm_of(graph, unit) for unit in graph.coarse])
     square = np.zeros(graph.n_units + 1)
     for (name, dim), units in graph.unit_sites.items():
         if dim == 0 and name in tensors and tensors[name].ndim > 1:
             norms = (tensors[name].detach().double() ** 2).flatten(1).sum(1).cpu().numpy()
             np.add.at(square, units, norms)  # unit -1 (not prunable) lands in the extra last entry
     return np.sqrt(square[:-1])
+
+
+def _norm_of(graph: UnitGraph, unit: CoarseUnit) -> float:
+    modules = [graph.model.get_submodule(removal.module) for removal in unit.removals]
+    weights = [p.detach().double() for m in modules for p in m.parameters() if p.ndim > 1]
+    return float(np.sqrt(sum(float((w**2).sum()) for w in weights)))
 
 
 def magnitude_mask(

@@ -33,7 +33,7 @@ class Budget:
                               f"{self.resource}, above 0 and at most 1 (0.5 keeps half)")
 
     def limit(self, costs: CostModel) -> int:
-        """The budget in absolute terms, rounded down."""
+        """The budget in absolute terms under the dense ``costs``, rounded down."""
         return math.floor(self.ratio * costs.cost(self.resource, costs.sizes) + 1e-9)
 
 

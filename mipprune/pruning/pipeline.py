@@ -18,16 +18,19 @@ from ..game.data import read_data
 from ..graph import UnitGraph, trace
 from ..latency import LatencyComparison, with_latency
 from ..solver import Solution
-from ..surgery import PrunePlan, verify
+from ..surgery import PrunePlan, coarsen, verify
 from ..surgery import allow_empty as find_emptiable
 from .baseline import magnitude_mask
 from .certificate import certify_accuracy
 from .diagnosis import diagnose
+from .interrupts import interrupts_held
 from .ladder import climb_down
 from .measure import measure
 from .options import AccuracyDrop, Budget, LossIncrease
+from .oracle import divergence
+from .refit_search import search_widths
 from .repairing import Repairer
-from .request import check_options, chosen_surrogate, requirement
+from .request import check_options, check_units, chosen_surrogate, requirement
 from .result import LayerReport, PruneReport, PruneResult
 from .search import (
     Candidate,
@@ -35,14 +38,13 @@ from .search import (
     Searcher,
     Stage,
     jointly,
-    search_widths,
     tighten,
     under_budget,
     within_tolerance,
 )
+from .shrink import RiseOracle, shrink
 from .surrogates import SURROGATES
 from .timing import LatencyCheck
-from .widths import divergence
 
 __all__ = ["prune"]
 
@@ -65,6 +67,7 @@ def prune(
     ignore: Sequence[str] = (),
     min_keep: int = 1,
     allow_empty: bool | None = None,
+    units: str = "fine",
     multiple: int = 1,
     surrogate: str | None = None,
     stages: int | None = None,
@@ -91,7 +94,8 @@ def prune(
             Latency is measured again on the pruned network; where the table was wrong, the problem is solved again
             under another limit, at most three times, and the report says what was reached.
         tolerance: ``LossIncrease(nats)``: the pruned, repaired network's mean cross-entropy on the calibration data
-            exceeds the dense one's by at most that; or ``AccuracyDrop(drop, confidence)``: the smallest network on a
+            exceeds the dense one's by at most that (with refits, what was refitted on two thirds of it also keeps to it
+            on the rest); or ``AccuracyDrop(drop, confidence)``: the smallest network on a
             ladder of budgets whose accuracy provably falls by at most that
             (:func:`~mipprune.pruning.ladder.climb_down`); exactly one of ``budget`` and ``tolerance`` is given.
         minimize: with a tolerance, what is made small: ``"units"``, ``"params"`` or ``"macs"``.
@@ -102,6 +106,8 @@ def prune(
         allow_empty: groups may lose every unit where the input has a way around them (residual branches, all heads of
             an attention), see :func:`mipprune.allow_empty`; ``min_keep`` doesn't hold for these.  By default they may
             under a budget of at most a tenth with ``surrogate="refit"`` and ``min_keep`` at 1.
+        units: ``"fine"``: neurons, channels and heads; ``"branches"`` or ``"blocks"``: whole residual branches leave,
+            see :func:`mipprune.coarsen`.  The result can be pruned again by fine units.
         multiple: kept widths are multiples of this (8 suits most hardware); a group keeps all its units where it has
             fewer, and may always keep all.
         surrogate: ``"refit"``: what removals cost after the layers that read the units are refitted
@@ -139,16 +145,17 @@ def prune(
     """
     given = dict(locals())
     if isinstance(tolerance, AccuracyDrop) and budget is None:
-        check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
+        check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit, seed)
         return climb_down(lambda rung: prune(**(given | {"budget": rung, "tolerance": None})), tolerance, minimize)
     begin, begin_cpu = time.monotonic(), time.process_time()
     budgets = requirement(budget, tolerance)
-    check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit)
-    surrogate = chosen_surrogate(surrogate, tolerance, stages, multiple, repair)
+    check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit, seed)
+    check_units(units, budgets, surrogate, allow_empty, multiple)
+    surrogate = chosen_surrogate(surrogate, tolerance, stages, multiple, repair, units)
     if allow_empty is None:
         scarce = any(b.ratio <= EMPTY_BELOW for b in budgets)
         allow_empty = scarce and surrogate == "refit" and min_keep == 1
-    graph, calibration, held_out = prepare(model, data, holdout, example_input, seed, ignore, allow_empty)
+    graph, calibration, held_out = prepare(model, data, holdout, example_input, seed, ignore, allow_empty, units)
     unseen = None if validation is None else as_data(validation, graph, "validation data")
     repairer = Repairer(graph, calibration, calibration if unseen is None else unseen, tuple(repair))
     allowed = graph.units_of(layers) if layers is not None else np.ones(graph.n_units, dtype=bool)
@@ -177,14 +184,17 @@ def prune(
                 search, best, termination, limits, lambda now: _search(search, now, None, minimize, stages, best.kept)
             )
     task = _describe(budgets, tolerance, minimize)
-    return _finish(
-        search, best, termination, task, "drop" if budgets else minimize, limits, held_out, begin, begin_cpu, reached
-    )
+    with interrupts_held() as held:
+        search.stopped = held.is_set
+        return _finish(
+            search, best, termination, task, "drop" if budgets else minimize, limits, held_out, begin, begin_cpu,
+            reached,
+        )
 
 
 def prepare(
     model: nn.Module, data: Any, holdout: Any, example_input: Any, seed: int, ignore: Sequence[str] = (),
-    may_empty: bool = False,
+    may_empty: bool = False, units: str = "fine",
 ) -> tuple[UnitGraph, LabelledData, LabelledData]:
     """Trace, read the data, and set the held-out part aside before anything looks at it."""
     if not isinstance(model, nn.Module):
@@ -196,7 +206,10 @@ def prepare(
         raise DataError("calibration data is empty")
     example = example_input if example_input is not None else tuple(x[:1] for x in samples.inputs)
     graph = trace(model, example, ignore=ignore)
-    graph = find_emptiable(graph, example) if may_empty else graph
+    if units != "fine":
+        graph = coarsen(graph, example, units)
+    elif may_empty:
+        graph = find_emptiable(graph, example)
     calibration = as_data(samples, graph)
     if isinstance(holdout, (int, float)) and not isinstance(holdout, bool):
         if not 0 < holdout < 1:
@@ -221,6 +234,11 @@ def _search(
         for count in plans:
             if tolerance is None:
                 under_budget(search, limits, count, found)
+            elif refits:
+                oracle = RiseOracle(search)
+                within_tolerance(search, tolerance.nats, minimize, count, found, rise=oracle)
+                if found[-1].stages:
+                    found.append(shrink(search, oracle, found[-1], tolerance.nats, minimize))
             else:
                 within_tolerance(search, tolerance.nats, minimize, count, found)
         best = _best(search, found, tolerance, minimize)
@@ -287,7 +305,7 @@ def _finish(
     counts = graph.costs.counts(best.kept)
     spent = {r: graph.costs.cost(r, counts) for r in graph.costs.resources}
     dense, pruned = measure(graph.model, data), measure(small, data)
-    same = limits or {"macs": spent["macs"]}
+    same = limits or {objective: spent[objective]}
     same_cost = magnitude_mask(graph, same, search.pinned, search.min_keep, search.multiple)
     baseline, _ = search.deployed(same_cost)
     last = best.stages[-1] if best.stages else None

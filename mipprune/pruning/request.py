@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import BudgetError, ConfigError
+from ..surgery import COARSE
 from .options import Budget, LossIncrease
 from .repairing import REPAIRS
 from .surrogates import KINDS
 
-__all__ = ["check_options", "chosen_surrogate", "requirement"]
+__all__ = ["check_options", "check_units", "chosen_surrogate", "requirement"]
 
 
 def requirement(budget: Any, tolerance: Any) -> tuple[Budget, ...]:
@@ -33,7 +34,7 @@ def requirement(budget: Any, tolerance: Any) -> tuple[Budget, ...]:
 
 def check_options(
     minimize: str, min_keep: int, multiple: int, surrogate: str | None, stages: int | None, repair: Sequence[str],
-    time_limit: float | None,
+    time_limit: float | None, seed: int = 0,
 ) -> None:
     """Refuse what no network could make right, before anything is read or traced."""
     if minimize not in ("units", "params", "macs"):
@@ -41,6 +42,8 @@ def check_options(
     for name, value in (("min_keep", min_keep), ("multiple", multiple), ("stages", 1 if stages is None else stages)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             raise ConfigError(f"{name} must be a whole number, got {value!r}")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ConfigError(f"seed must be a whole number, at least 0, got {seed!r}")
     if min_keep < 1:
         raise BudgetError(f"min_keep must be at least 1, got {min_keep}: a layer without units can't be built")
     if multiple < 1:
@@ -55,12 +58,32 @@ def check_options(
         raise ConfigError(f"time_limit must be above 0 seconds, got {time_limit}")
 
 
+def check_units(
+    units: str, budgets: Sequence[Budget], surrogate: str | None, allow_empty: bool | None, multiple: int
+) -> None:
+    """Refuse what coarse units have no meaning for."""
+    if units not in ("fine", *COARSE):
+        raise ConfigError(f"units: expected 'fine', 'branches' or 'blocks', got {units!r}")
+    if units == "fine":
+        return
+    if any(b.resource == "latency" for b in budgets):
+        raise BudgetError(f"units={units!r}: latency tables are measured over the widths of layers; ask for Macs or "
+                          f"Params, and time the result with mipprune.compare_latency")
+    if surrogate in ("refit", "head"):
+        raise ConfigError(f"surrogate={surrogate!r} speaks of units that a layer reads, not of whole {units}; "
+                          f"use 'joint', 'quadratic' or 'additive'")
+    if allow_empty is False or multiple > 1:
+        raise ConfigError(f"units={units!r}: {units} leave as a whole; allow_empty=False and multiple > 1 don't apply")
+
+
 def chosen_surrogate(
-    surrogate: str | None, tolerance: Any, stages: int | None, multiple: int, repair: Sequence[str]
+    surrogate: str | None, tolerance: Any, stages: int | None, multiple: int, repair: Sequence[str],
+    units: str = "fine",
 ) -> str:
     """The surrogate asked for, or the one that suits the repairs: what is refitted is judged after refits."""
     if surrogate is None:
-        surrogate = "refit" if "refit" in repair and stages in (None, 1) else "quadratic"
+        refitted = "refit" in repair and stages in (None, 1) and units == "fine"
+        surrogate = "refit" if refitted else "quadratic"
         if surrogate == "quadratic" and stages is None and tolerance is None and multiple == 1:
             surrogate = "joint"
     if surrogate == "joint" and tolerance is not None:

@@ -15,7 +15,6 @@ import numpy as np
 from torch import nn
 
 from ..curvature import RefitCurve, expand_gates, refit_curves, refit_errors
-from ..errors import InfeasibleError
 from ..game import LabelledData
 from ..graph import UnitGraph
 from ..records import Record, frozen_array
@@ -23,23 +22,17 @@ from ..solver import Recombination, SizeCurve, recombine, size_curves
 from .joint import JointProblem
 from .measure import Quality, measure
 from .multiples import allowed_counts, least_counts, searched_counts, width_steps
+from .oracle import TEMPERATURE
 from .repairing import Repairer, RepairStep
 from .surrogates import layer_surrogates, refit_size_curves
-from .widths import TEMPERATURE, RefitOracle, UnitExchange, WidthSearch
 
-__all__ = ["Candidate", "Searcher", "Stage", "jointly", "search_widths", "tighten", "under_budget", "within_tolerance"]
+__all__ = ["Candidate", "Searcher", "Stage", "jointly", "tighten", "under_budget", "within_tolerance"]
 
 #: Nodes of branch and bound per size of a layer when the final bound is tightened.
 TIGHTEN_NODES = 32
 #: With refits, networks of more units than this are recombined without the MIP, which would take longer than everything
 #: else; a search over repaired networks follows anyway.
 QUICK_ABOVE = 300
-#: Networks that the searches repair and measure: as many as this many multiply-adds (of the dense network, on all
-#: samples) pay for, within a range.  The first ones go to widths, what is left to exchanges of units.
-SEARCH_WORK, FEWEST_TRIALS, MOST_TRIALS = 4e10, 25, 200
-WIDTH_EVALUATIONS = 50
-#: Networks with different groups emptied that share the exchanges.
-FINALISTS = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,6 +91,7 @@ class Searcher:
     tick: Callable[[str], None]
     multiple: int = 1
     unseen: LabelledData | None = None
+    stopped: Callable[[], bool] = lambda: False
     _refit_curves: list[RefitCurve] | None = None
 
     @property
@@ -130,7 +124,8 @@ class Searcher:
         return left
 
     def goes_on(self) -> bool:
-        return self.deadline is None or time.monotonic() < self.deadline
+        """Whether there is time left and nobody has asked to stop."""
+        return not self.stopped() and (self.deadline is None or time.monotonic() < self.deadline)
 
     def deployed(self, kept: np.ndarray) -> tuple[nn.Module, tuple[RepairStep, ...]]:
         """The smaller network of a mask, repaired, and what the repairs did."""
@@ -220,13 +215,14 @@ def under_budget(search: Searcher, limits: dict[str, int], stages: int, best: li
 
 
 def within_tolerance(
-    search: Searcher, nats: float, minimize: str, stages: int, best: list[Candidate], trials: int = 8
+    search: Searcher, nats: float, minimize: str, stages: int, best: list[Candidate], trials: int = 8,
+    rise: Callable[[np.ndarray], float] = lambda kept: 0.0,
 ) -> None:
     """Cheapest network in ``minimize`` whose measured loss increase stays within ``nats``.
 
     The surrogate's limit ``max_drop`` is searched for: the largest one whose solution, built and repaired, keeps the
-    true loss within the tolerance.  Every stage may use an equal further share of the tolerance.  Masks that pass are
-    appended to ``best``, each at least as cheap as the one before.
+    true loss within the tolerance, and ``rise`` of the mask too.  Every stage may use an equal further share of the
+    tolerance.  Masks that pass are appended to ``best``, each at least as cheap as the one before.
     """
     costs = search.graph.costs
     kept = np.ones(search.graph.n_units, dtype=bool)
@@ -241,7 +237,7 @@ def within_tolerance(
         for _ in range(trials):
             found = search.combine(curves, objective=minimize, max_drop=limit)
             after = search.truth(found.kept)
-            if after.loss <= allowed:
+            if after.loss <= allowed and rise(found.kept) <= nats:
                 low = limit
                 if winner is None or found.objective <= winner[0].objective:
                     winner = (found, after, limit)
@@ -301,59 +297,6 @@ def _reachable(search: Searcher, resource: str) -> int:
     """The cost of the smallest network allowed."""
     costs = search.graph.costs
     return costs.cost(resource, search.fewest)
-
-
-def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, plain: np.ndarray) -> Candidate:
-    """The best widths around those of ``best``, judged by repaired networks; its bound stays what it was.
-
-    The search starts at the best of several widths: those of ``best``, those of the baseline's mask ``plain``, and if
-    groups may be emptied, the best ones by the curves when none is.  The best networks of the two best choices of
-    groups to empty then share the exchanges of units.  So the result is never worse than ``plain`` by the oracle.
-    """
-    search.tick("searching widths")
-    costs = search.graph.costs
-    curves = search.refit_curves()
-    may_empty = bool((search.floor == 0).any())
-    # with the same groups in all networks the divergence is the steadier guide: half a point more on a small cnn
-    oracle = RefitOracle(search.graph, search.data, search.unseen, may_empty and "head" in search.repairer.names)
-    widths = WidthSearch(curves, costs, limits, search.allowed, oracle, search.seed)
-    trials = int(SEARCH_WORK / max(1, search.graph.macs() * len(search.data)))
-    trials = min(max(trials, FEWEST_TRIALS), MOST_TRIALS)
-    first = min(trials, WIDTH_EVALUATIONS)
-    fits = widths.fits(costs.counts(plain))  # not where a latency limit was tightened since
-    starts = [costs.counts(best.kept)] + [costs.counts(plain)] * fits
-    if may_empty and search.goes_on():
-        starts += _without_emptying(search, limits)
-    counts, loss = widths.run(widths.best_start(starts), first, search.goes_on)
-    finalists = [(widths.mask(k), value) for k, value in widths.finalists(FINALISTS)] or [(widths.mask(counts), loss)]
-    if fits and (other := oracle(plain)) < loss:
-        finalists.append((plain, other))
-    exchange = UnitExchange(widths, search.pinned, search.seed)
-    share = (trials - first) // len(finalists)
-    finalists = [exchange.run(*finalist, share, search.goes_on) for finalist in finalists]
-    kept = min(finalists, key=lambda found: found[1])[0]
-    counts = costs.counts(kept)
-    last = best.stages[-1]
-    if (kept == widths.mask(counts)).all():
-        predicted = float(sum(c.error[len(c.order) - k] for c, k in zip(curves, counts, strict=True)))
-    else:
-        predicted = search.predicted(kept)
-    quality = search.truth(kept)
-    stage = dataclasses.replace(
-        last, kept=frozen_array(kept, bool), objective=predicted, surrogate_drop=predicted,
-        true_drop=last.true_drop + quality.loss - best.quality.loss,
-    )
-    return Candidate(kept, quality, (*best.stages[:-1], stage))
-
-
-def _without_emptying(search: Searcher, limits: dict[str, int]) -> list[np.ndarray]:
-    """The best widths by the curves when every group keeps a unit; none if the limits leave no room for that."""
-    fewest = np.maximum(search.fewest, np.minimum(search.min_keep, search.graph.costs.sizes))
-    try:
-        found = search.combine(refit_size_curves(search.refit_curves(), fewest), objective="drop", budgets=limits)
-    except InfeasibleError:
-        return []
-    return [search.graph.costs.counts(found.kept)]
 
 
 def tighten(search: Searcher, best: Candidate, passes: Callable[[Quality], bool], **problem: object) -> Candidate:

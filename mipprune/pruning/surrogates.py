@@ -29,9 +29,10 @@ def _additive(graph: UnitGraph, data: LabelledData, kept: np.ndarray, seed: int)
     out: list[Surrogate] = []
     for group in graph.groups:
         importance = np.zeros(group.size)
-        if group.size > 1:
+        if group.size > 1 or group.fewest == 0:  # one unit that has to stay needs no value
             game = LayerGame(graph, group.name, data, kept=kept)
-            importance = np.asarray(shapley(game, seed=seed).values)
+            alone = {"method": "exact"} if group.size == 1 else {"seed": seed}
+            importance = np.asarray(shapley(game, **alone).values)
         out.append(Additive(np.where(kept[group.units], importance, 0.0)))
     return out
 

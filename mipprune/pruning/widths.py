@@ -2,72 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
 
 from ..costs import CostModel
 from ..curvature import RefitCurve
-from ..game import LabelledData
-from ..graph import UnitGraph
-from ..repair import CutNetwork, DenseRun, refit_cut, refit_head
-from ..surgery.verify import first_tensor
 
-__all__ = ["RefitOracle", "UnitExchange", "WidthSearch", "divergence", "softened_divergence"]
-
-#: Softens the logits that networks are compared by: the wrong classes' ranking counts, not only the winner.
-TEMPERATURE = 4.0
-#: Steps of the head's fit in the oracle; it is convex and starts at the refit's weights.
-HEAD_STEPS = 40
-
-
-def softened_divergence(dense: torch.Tensor, small: torch.Tensor, temperature: float = TEMPERATURE) -> float:
-    """t^2 KL(dense || small) of the probabilities at temperature t, in nats, mean over samples."""
-    p = torch.log_softmax(dense.double() / temperature, -1)
-    q = torch.log_softmax(small.double() / temperature, -1)
-    return temperature**2 * float((p.exp() * (p - q)).sum(-1).mean())
-
-
-@torch.no_grad()
-def divergence(dense: nn.Module, small: nn.Module, data: LabelledData) -> float:
-    """:func:`softened_divergence` of two networks on ``data``."""
-    total = 0.0
-    for part in data.batches():
-        total += len(part) * softened_divergence(first_tensor(dense(*part.inputs)), first_tensor(small(*part.inputs)))
-    return total / len(data)
-
-
-class RefitOracle:
-    """How good a mask's network is on samples that its refit didn't see.
-
-    With ``head``, the head is fitted too and the cross-entropy counts; else the divergence from the dense network.
-    Measured on small transformers at 5% and 10% MACs, the divergence before the head's fit ranks networks of different
-    emptied groups wrongly, the loss after it well.
-
-    Two thirds of the data fit, the last third (and ``unseen``, if given) judges: a wide layer before a classifier
-    fits its own samples too well to be compared on them.
-    """
-
-    def __init__(self, graph: UnitGraph, data: LabelledData, unseen: LabelledData | None, head: bool = False) -> None:
-        self.graph, self.head = graph, head
-        first = max(1, 2 * len(data) // 3)
-        self.fit = DenseRun(graph, data.take(slice(0, first)), enough=16)
-        rest = data.take(slice(first, None)) if len(data) > 1 else data
-        parts = [rest] if unseen is None else [rest, unseen]
-        self.targets = torch.cat([p.targets for p in parts])
-        self.inputs = tuple(torch.cat([p.inputs[i] for p in parts]) for i in range(len(data.inputs)))
-        with torch.no_grad():
-            self.logits = graph.program.run(self.inputs)
-
-    def __call__(self, kept: np.ndarray) -> float:
-        cut = CutNetwork(self.graph, kept)
-        refit_cut(cut, self.fit)
-        if self.head and refit_head(cut, self.fit, max_iter=HEAD_STEPS):
-            return float(F.cross_entropy(cut.run(self.inputs).double(), self.targets))
-        return softened_divergence(self.logits, cut.run(self.inputs))
+__all__ = ["WidthSearch"]
 
 
 class WidthSearch:
@@ -137,14 +79,42 @@ class WidthSearch:
                 best[empty] = (counts, loss)
         return sorted(best.values(), key=lambda found: found[1])[:most]
 
-    def best_start(self, starts: Sequence[np.ndarray]) -> np.ndarray:
-        """Of several widths those of the smallest loss once what the limits still allow is added."""
-        return min((np.array(start, dtype=np.int64) for start in starts), key=lambda k: self._loss(self.filled(k)))
+    def judge(self, counts: np.ndarray) -> float:
+        """The oracle's loss of these widths with what the limits still allow added."""
+        return self._loss(self.filled(np.array(counts, dtype=np.int64)))
 
-    def filled(self, counts: np.ndarray, beside: int | None = None) -> np.ndarray:
+    def trimmed(self, empty: Collection[int]) -> np.ndarray | None:
+        """Widths with nothing of the groups ``empty`` and something of the others, by the curves.
+
+        From all units down, each time the step of least predicted loss per cost saved; ``None`` if nothing fits.
+        """
+        least = [widths[0] if g in empty else widths[widths > 0][0] for g, widths in enumerate(self.allowed)]
+        counts = np.array([0 if g in empty else w[-1] for g, w in enumerate(self.allowed)], dtype=np.int64)
+        while not self.fits(counts):
+            options = []
+            for g, curve in enumerate(self.curves):
+                lower = self.allowed[g][(self.allowed[g] <= counts[g] - max(1, counts[g] // 24))]
+                lower = lower[lower >= least[g]]
+                if g in empty or len(lower) == 0:
+                    continue
+                fewer = counts.copy()
+                fewer[g] = lower[-1]
+                size = len(curve.order)
+                loss = curve.error[size - fewer[g]] - curve.error[size - counts[g]]
+                saved = sum(self.costs.cost(r, counts) - self.costs.cost(r, fewer)
+                            for r, limit in self.limits.items() if self.costs.cost(r, counts) > limit)
+                if saved > 0:
+                    options.append((loss / saved, g, int(fewer[g])))
+            if not options:
+                return None
+            _, g, width = min(options)
+            counts[g] = width
+        return counts
+
+    def filled(self, counts: np.ndarray) -> np.ndarray:
         """The widths with what the limits still allow added, least predicted loss per cost first.
 
-        The group ``beside`` gets nothing.
+        Groups that were emptied stay empty.
         """
         counts = counts.copy()
         while True:
@@ -152,7 +122,8 @@ class WidthSearch:
             for g, curve in enumerate(self.curves):
                 more = counts.copy()
                 more[g] = self._next(g, counts[g])
-                if g != beside and more[g] > counts[g] and self.fits(more):
+                gone = counts[g] == 0 and self.allowed[g][0] == 0
+                if not gone and more[g] > counts[g] and self.fits(more):
                     size = len(curve.order)
                     gain = curve.error[size - counts[g]] - curve.error[size - more[g]]
                     price = sum(self.costs.cost(r, more) - self.costs.cost(r, counts) for r in self.limits)
@@ -190,7 +161,7 @@ class WidthSearch:
             return None
         trial = counts.copy()
         trial[group] = 0
-        return self.filled(trial, int(group))
+        return self.filled(trial)
 
     def _next(self, group: int, count: int) -> int:
         """The next larger width that the group may have, or the present one if there is none."""
@@ -205,84 +176,3 @@ class WidthSearch:
         if key not in self.seen:
             self.seen[key] = self.oracle(self.mask(counts))
         return self.seen[key]
-
-
-class UnitExchange:
-    """Random exchanges of single units, and of a few units of one group for those of another, judged by the oracle.
-
-    The curves' order around the dense network says little about which units a network of a tenth of its size should
-    have; this search starts from any mask and moves off that order.  A local search: no bound, and never worse than
-    its start by the oracle.
-
-    Args:
-        widths: curves, limits, allowed widths and the oracle.
-        pinned: bool (n_units,), units that stay.
-    """
-
-    def __init__(self, widths: WidthSearch, pinned: np.ndarray, seed: int = 0) -> None:
-        self.widths, self.pinned = widths, pinned
-        self._rng = np.random.default_rng(seed)
-        sizes = [len(curve.order) for curve in widths.curves]
-        self._units = [np.arange(end - n, end) for n, end in zip(sizes, np.cumsum(sizes), strict=True)]
-        self._rank = np.concatenate([np.argsort(curve.order) for curve in widths.curves])  # high: stays long
-
-    def run(
-        self, kept: np.ndarray, loss: float, evaluations: int, goes_on: Callable[[], bool] = lambda: True
-    ) -> tuple[np.ndarray, float]:
-        """The best mask found and its loss, from ``kept`` of this ``loss``, after so many networks or when told to."""
-        seen = {kept.tobytes()}
-        spent = 0
-        for _ in range(20 * evaluations):  # moves that don't fit or were tried before cost nothing
-            if spent == evaluations or not goes_on():
-                break
-            trial = self._moved(kept)
-            if trial is None or trial.tobytes() in seen:
-                continue
-            seen.add(trial.tobytes())
-            spent += 1
-            value = self.widths.oracle(trial)
-            if value < loss:
-                kept, loss = trial, value
-        return kept, loss
-
-    def _moved(self, kept: np.ndarray) -> np.ndarray | None:
-        a, b = self._rng.integers(len(self._units), size=2)
-        out = [u for u in self._by_rank(a) if kept[u] and not self.pinned[u]]
-        back = [u for u in self._by_rank(b)[::-1] if not kept[u]]
-        if not out or not back:
-            return None
-        trial = kept.copy()
-        if a == b:
-            trial[self._rng.choice(out[: max(1, 2 * len(out) // 3)])] = False
-            trial[self._rng.choice(back[: max(3, len(back) // 3)])] = True
-            return trial
-        trial[out[: self._rng.integers(1, len(out) // 4 + 2)]] = False
-        counts = self._counts(trial)
-        counts[b] = self._widest(counts, b)
-        if counts[b] == kept[self._units[b]].sum():
-            return None
-        counts = self.widths.filled(counts)
-        if any(k not in allowed for k, allowed in zip(counts, self.widths.allowed, strict=True)):
-            return None
-        for group, count in enumerate(counts):
-            off = [u for u in self._by_rank(group)[::-1] if not trial[u]]
-            trial[off[: count - trial[self._units[group]].sum()]] = True
-        return trial
-
-    def _by_rank(self, group: int) -> np.ndarray:
-        """Units of a group, those that leave first by the curve first."""
-        units = self._units[group]
-        return units[np.argsort(self._rank[units])]
-
-    def _counts(self, kept: np.ndarray) -> np.ndarray:
-        return np.array([int(kept[units].sum()) for units in self._units], dtype=np.int64)
-
-    def _widest(self, counts: np.ndarray, group: int) -> int:
-        """The largest width of one group that the limits allow beside the others'."""
-        width, trial = int(counts[group]), counts.copy()
-        for wider in self.widths.allowed[group][self.widths.allowed[group] > width]:
-            trial[group] = wider
-            if not self.widths.fits(trial):
-                break
-            width = int(wider)
-        return width

@@ -32,7 +32,11 @@ def losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Requirement(Record, abc.ABC):
-    """A condition on the logits of all samples together."""
+    """A condition on the logits of all samples together.
+
+    Methods take ``logits``, float64 (..., N, C), where the leading dimensions are masks, and ``targets``, the class
+    numbers of the N samples, int64 (N,).
+    """
 
     @abc.abstractmethod
     def met(self, logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

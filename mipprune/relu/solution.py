@@ -65,6 +65,7 @@ class ReluSolution(Record):
 
     @property
     def n_kept(self) -> int:
+        """Units that the mask keeps."""
         return int(self.kept.sum())
 
     @property

@@ -2,11 +2,13 @@
 
 from .batchnorm import recalibrate_batch_norm
 from .cut import CutNetwork
-from .head import refit_head
-from .refit import DenseRun, refit, refit_cut
+from .dense import DenseRun
+from .head import fit_head, refit_head
+from .refit import refit, refit_cut
 from .second_order import MOST_WEIGHTS, count_weights, polish
+from .sweep import Sweep
 
 __all__ = [
-    "MOST_WEIGHTS", "CutNetwork", "DenseRun", "count_weights", "polish", "recalibrate_batch_norm", "refit", "refit_cut",
-    "refit_head",
+    "MOST_WEIGHTS", "CutNetwork", "DenseRun", "Sweep", "count_weights", "fit_head", "polish", "recalibrate_batch_norm",
+    "refit", "refit_cut", "refit_head",
 ]

@@ -17,6 +17,11 @@ def recalibrate_batch_norm(model: nn.Module, data: LabelledData, batch_size: int
     Removing channels shifts what later layers see; one pass with fresh statistics undoes most of it.  No weight
     changes, and no layer but batch-norm is put in training mode.
 
+    Args:
+        model: changed in place.
+        data: calibration samples; targets aren't used.
+        batch_size: samples at a time at most; batches are of nearly equal size, for each counts the same.
+
     Returns:
         The number of layers recalibrated.
     """

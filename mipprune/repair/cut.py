@@ -23,22 +23,32 @@ class CutNetwork:
     A search repairs hundreds of networks; cutting tensors and running the captured operations costs a fraction of
     copying modules.  :meth:`write` carries the tensors over to the module that surgery made.
 
+    Args:
+        graph: the traced dense network.
+        kept: bool (n_units,).
+
     Attributes:
         tensors: node name of the captured program -> parameter, buffer or constant, at the kept sizes.
+        dead: names of operations that left with a branch.
         kept: bool (n_units,).
     """
 
     def __init__(self, graph: UnitGraph, kept: np.ndarray) -> None:
         self.graph = graph
-        self.kept = np.asarray(kept, dtype=bool)
+        self.kept = np.array(kept, dtype=bool)  # a copy: later networks are compared with it
         self._names = graph.program.captured.tensors
+        leaving = [b for unit, stays in zip(graph.coarse, self.kept.tolist()) if not stays for b in unit.branches]
+        self.dead = frozenset(node for branch in leaving for node in branch.nodes)
         cuts: dict[str, list[tuple[int, np.ndarray]]] = {}
         for (name, dim), units in graph.unit_sites.items():
             cuts.setdefault(name, []).append((dim, units))
         canonical: dict[tuple[Any, ...], str] = {}  # a tied tensor is cut once, under its first name
         done: dict[str, torch.Tensor] = {}
         self.tensors: dict[str, torch.Tensor] = {}
+        unread = _only_read_by(graph.program.captured.nodes, self.dead)
         for node, tensor in graph.program.dense_tensors().items():
+            if node in unread:
+                continue
             name = canonical.setdefault((tensor.data_ptr() or node, tensor.shape), self._names[node])
             if name not in done:
                 for dim, units in cuts.get(name, ()):
@@ -51,6 +61,7 @@ class CutNetwork:
 
         counts = graph.costs.counts(self.kept)
         self._gone = gone_dims(graph.program, set(np.flatnonzero(counts == 0).tolist()))
+        self._skips = {branch.add.name: branch.skip for branch in leaving}
 
     def _index(self, units: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.flatnonzero(np.where(units < 0, True, self.kept[units])))
@@ -64,11 +75,11 @@ class CutNetwork:
 
     @torch.no_grad()
     def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Output of the small network."""
+        """Output of the small network for the tensors ``inputs``, in the order of its arguments."""
         return self.evaluate(inputs, self.tensors)
 
     def evaluate(self, inputs: Sequence[torch.Tensor], tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Output of the small network with other ``tensors`` (node name -> tensor), differentiable in them."""
+        """Output for ``inputs`` with other ``tensors`` (node name -> tensor), differentiable in them."""
         captured = self.graph.program.captured
         env: dict[str, Any] = dict(zip(captured.inputs, inputs, strict=True))
         for node in captured.nodes:
@@ -85,13 +96,17 @@ class CutNetwork:
                 own[self._names[node]].copy_(tensor)
 
     def step(self, node: fx.Node, env: dict[str, Any], batch: int) -> Any:
-        """Result of one operation on the values in ``env``."""
+        """Result of one operation on the values in ``env``, for ``batch`` samples."""
         return self._result(node, env, self.tensors, batch)
 
     def _result(self, node: fx.Node, env: dict[str, Any], tensors: dict[str, torch.Tensor], batch: int) -> Any:
         """Torch's kernels refuse width 0, or get it wrong: what is gone is made here, and a layer that reads only
         such values puts out its bias.
         """
+        if node.name in self.dead:
+            return None
+        if node.name in self._skips:
+            return env[self._skips[node.name]]
         if node.name in self._gone:
             return _nothing(node.meta["val"], self._gone[node.name], env, batch)
         if "conv" in str(node.target) and (given := named_arguments(node))["input"].name in self._gone:
@@ -101,6 +116,12 @@ class CutNetwork:
             zeros = weight.new_zeros(shape)
             return zeros if bias is None else zeros + tensors[bias.name].reshape(-1, *[1] * (len(shape) - 2))
         return self.graph.program.apply(node, env, tensors, batch, self._lengths.get(node.name))
+
+
+def _only_read_by(nodes: Sequence[fx.Node], dead: frozenset[str]) -> set[str]:
+    """Values that no operation but the ``dead`` ones reads."""
+    read = {a.name for n in nodes if n.name in dead for a in n.all_input_nodes}
+    return read - {a.name for n in nodes if n.name not in dead for a in n.all_input_nodes}
 
 
 def _nothing(value: Any, dims: tuple[int, ...], env: dict[str, Any], batch: int) -> Any:

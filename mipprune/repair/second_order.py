@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .cut import CutNetwork
-from .refit import DenseRun
+from .dense import DenseRun
 
 __all__ = ["MOST_WEIGHTS", "count_weights", "polish"]
 
@@ -35,6 +35,10 @@ def polish(
     3 ``iterations`` forward passes over the data, the memory one backward pass needs for all samples.
 
     Args:
+        cut: the small network; its tensors are changed.
+        dense: what the dense network computes on the calibration data.
+        damping: the first one.
+        seed: of the estimate D.
         steps: solves, whether or not they were taken.
         iterations: of conjugate gradients in each.
         goes_on: asked before every step.
@@ -71,7 +75,7 @@ def polish(
 
 
 def count_weights(cut: CutNetwork) -> int:
-    """How many weights :func:`polish` would move."""
+    """How many weights of ``cut`` :func:`polish` would move."""
     return sum(cut.tensors[name].numel() for name in _trainable(cut))
 
 

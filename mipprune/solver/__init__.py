@@ -5,6 +5,7 @@ from .backend import Backend
 from .certificate import Certificate, load_certificate, save_certificate
 from .certificate_check import CertificateReport, check_certificate
 from .certificate_search import certify
+from .certified import CertifiedChoice, certified_predictions
 from .components import solve_by_components
 from .curve import SizeCurve, size_curve, size_curves
 from .export import export_problem
@@ -20,6 +21,7 @@ from .storage import load_problem, save_problem
 __all__ = [
     "Backend",
     "Certificate",
+    "CertifiedChoice",
     "CertificateReport",
     "Evaluation",
     "LinearMip",
@@ -30,6 +32,7 @@ __all__ = [
     "Recombination",
     "SizeCurve",
     "Solution",
+    "certified_predictions",
     "certify",
     "check_certificate",
     "export_problem",

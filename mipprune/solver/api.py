@@ -58,6 +58,7 @@ def solve(
         The incumbent, feasible by :meth:`Problem.evaluate`, with the proved bound and why the search stopped.
 
     Raises:
+        BudgetError: a time limit that isn't above 0.
         InfeasibleError: proved that no selection meets all requirements; ``nearest`` is the nearest value of the
             requirement that can be met.
         SolverError: an unknown solver, a solver that broke down, or no selection found before the search was stopped.

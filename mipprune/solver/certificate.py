@@ -101,12 +101,12 @@ class Certificate(Record):
 
 
 def save_certificate(path: str | os.PathLike[str], problem: Problem, certificate: Certificate) -> None:
-    """Write problem and certificate into one JSON file, atomically."""
+    """Write problem and certificate into the JSON file ``path``, atomically."""
     write_json_atomic(path, {"problem": problem.to_dict(), "certificate": certificate.to_dict()})
 
 
 def load_certificate(path: str | os.PathLike[str]) -> tuple[Problem, Certificate]:
-    """Read what :func:`save_certificate` wrote; nothing is checked but the form.
+    """Read what :func:`save_certificate` wrote to ``path``; nothing is checked but the form.
 
     Raises:
         CertificateError: the file holds something else.

@@ -63,6 +63,7 @@ class SizeCurve(Record):
 
     @property
     def n_units(self) -> int:
+        """Units of the layer."""
         return self.masks.shape[1]
 
     @property

@@ -33,6 +33,8 @@ def export_problem(path: str | os.PathLike[str], problem: Problem, points: np.nd
     is the problem's own, its constant included.
 
     Args:
+        path: the file; its suffix names the format.
+        problem: what to write.
         points: float64, shape (P, n): removal vectors where tangents are taken; by default nothing, half and all
             removed, and every unit alone.
 

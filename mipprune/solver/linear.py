@@ -33,10 +33,12 @@ class LinearMip(Record):
 
     @property
     def n_columns(self) -> int:
+        """Number of variables."""
         return len(self.c)
 
     @property
     def n_rows(self) -> int:
+        """Number of constraints."""
         return len(self.row_lower)
 
     @property
@@ -64,20 +66,27 @@ class MipBuilder:
 
     @property
     def n_rows(self) -> int:
+        """Constraints so far."""
         return len(self._rows)
 
     def add_columns(
         self, n: int, *, cost: float | np.ndarray = 0.0, lower: float | np.ndarray = 0.0,
         upper: float | np.ndarray = 1.0, integer: bool = False,
     ) -> np.ndarray:
-        """Add ``n`` columns and return their numbers, int64 of shape (n,)."""
+        """Add ``n`` columns and return their numbers, int64 of shape (n,).
+
+        Args:
+            n: how many.
+            cost, lower, upper: one number for all, or float64 of shape (n,).
+            integer: whether they are whole.
+        """
         costs, lows, highs = (np.array(np.broadcast_to(v, (n,)), dtype=np.float64) for v in (cost, lower, upper))
         self._columns.append((costs, lows, highs, np.full(n, integer)))
         self.n_columns += n
         return np.arange(self.n_columns - n, self.n_columns)
 
     def add_costs(self, columns: np.ndarray, values: float | np.ndarray) -> None:
-        """Add to the objective coefficients of columns that exist already; a column may appear more than once."""
+        """Add ``values`` to the objective's coefficients of existing ``columns``; one may appear more than once."""
         self._costs.append((np.asarray(columns, np.int64), np.broadcast_to(values, np.shape(columns))))
 
     def add_row(
@@ -88,6 +97,7 @@ class MipBuilder:
         self._rows.append((columns, np.broadcast_to(np.asarray(values, np.float64), columns.shape), lower, upper))
 
     def build(self) -> LinearMip:
+        """The program of all columns and rows added so far."""
         columns = [np.concatenate(part) if part else np.zeros(0) for part in zip(*self._columns, strict=True)]
         cost, lower, upper, integer = columns or [np.zeros(0)] * 3 + [np.zeros(0, bool)]
         for where, extra in self._costs:

@@ -39,7 +39,7 @@ class LinearOutcome(Record):
 
     @classmethod
     def of(cls, mip: LinearMip, x: np.ndarray | None, bound: float, termination: str, seconds: float) -> LinearOutcome:
-        """Recheck ``x``, recompute its objective; ``bound`` comes without the problem's constant."""
+        """Recheck ``x`` on ``mip``, recompute its objective; ``bound`` comes without the problem's constant."""
         bound += mip.constant
         x = None if x is None else recheck(mip, x)
         if x is None:

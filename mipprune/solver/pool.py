@@ -61,6 +61,7 @@ def near_optimal(
         time_limit: seconds for all solves together; Ctrl-C and a limit keep the masks found so far.
 
     Raises:
+        BudgetError: ``count`` or ``gap`` out of range.
         InfeasibleError: no mask meets the requirements.
         SolverError: none was found in time.
     """

@@ -37,6 +37,7 @@ class Evaluation(Record):
 
     @property
     def feasible(self) -> bool:
+        """Whether all requirements are met."""
         return not self.violations
 
 
@@ -108,7 +109,15 @@ class Problem(Record):
     def minimize_cost(
         cls, surrogate: Surrogate, costs: CostModel, resource: str, max_drop: float, **requirements: object
     ) -> Self:
-        """Cheapest network in ``resource`` whose drop is at most ``max_drop``."""
+        """Cheapest network in ``resource`` whose drop is at most ``max_drop``.
+
+        Args:
+            surrogate: estimates the drop.
+            costs: of the network.
+            resource: one of the costs.
+            max_drop: in the surrogate's unit.
+            requirements: further ones, as :class:`Problem` has them.
+        """
         return cls.build(surrogate, resource, costs=costs, max_drop=max_drop, **requirements)  # type: ignore[arg-type]
 
     @classmethod
@@ -120,7 +129,14 @@ class Problem(Record):
         costs: CostModel | None = None,
         **requirements: object,
     ) -> Self:
-        """Smallest drop under ``budgets``: resource -> largest cost allowed (absolute)."""
+        """Smallest drop under budgets.
+
+        Args:
+            surrogate: estimates the drop.
+            budgets: resource -> largest cost allowed (absolute).
+            costs: of the network; without them ``"units"`` is the only resource.
+            requirements: further ones, as :class:`Problem` has them.
+        """
         return cls.build(surrogate, "drop", costs=costs, budgets=budgets, **requirements)  # type: ignore[arg-type]
 
     @classmethod
@@ -173,6 +189,7 @@ class Problem(Record):
 
     @property
     def n_units(self) -> int:
+        """Number of units."""
         return self.surrogate.n_units
 
     @property

@@ -79,6 +79,7 @@ def recombine(
         multiples: one number for all groups, or one per group: a group keeps a multiple of so many units, or all.
         solver: name of the MIP solver.
         time_limit: seconds; what is found by then is returned with its gap, as on Ctrl-C.
+        threads: of the MIP solver.
         quick: leave the MIPs out; the dual bound (none where products of counts form a cycle) and the exchanges stay.
 
     Raises:

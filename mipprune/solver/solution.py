@@ -88,6 +88,7 @@ class Solution(Record):
 
     @property
     def n_kept(self) -> int:
+        """Units that stay."""
         return int(self.kept.sum())
 
     def __str__(self) -> str:

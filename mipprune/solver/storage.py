@@ -23,7 +23,7 @@ HEADER = "record"
 
 
 def save_problem(path: str | os.PathLike[str], problem: Problem) -> None:
-    """Write a problem, atomically: JSON, or numpy's compressed .npz if the name ends so.
+    """Write a problem to ``path``, atomically: JSON, or numpy's compressed .npz if the name ends so.
 
     Both come back with the same :attr:`Problem.digest`.  The .npz of a convex head takes about 8 bytes per activation
     before compression, the JSON about 20.
@@ -39,7 +39,7 @@ def save_problem(path: str | os.PathLike[str], problem: Problem) -> None:
 
 
 def load_problem(path: str | os.PathLike[str]) -> Problem:
-    """Read what :func:`save_problem` wrote.
+    """Read what :func:`save_problem` wrote to ``path``.
 
     Raises:
         DataError: the file holds something else, or a surrogate of an unknown class.

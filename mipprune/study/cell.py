@@ -10,10 +10,13 @@ from typing import Any
 
 from ..records import Record
 
-__all__ = ["STATES", "Cell", "StoredCell", "canonical", "plain"]
+__all__ = ["NEEDS", "STATES", "Cell", "StoredCell", "canonical", "plain"]
 
 #: What a stored cell can be; "damaged" is one whose row no longer fits its checksum.
 STATES = ("waiting", "running", "done", "failed", "damaged")
+
+#: How the error of a cell begins that failed because one failed that it needs.
+NEEDS = "needs cell "
 
 
 def plain(value: Any) -> Any:

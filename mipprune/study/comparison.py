@@ -94,7 +94,7 @@ class Comparison(Record):
     solutions: tuple[SolutionRow, ...] = ()
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw error, and loss of the solutions, over evaluations; see :func:`mipprune.study.plot_comparison`."""
+        """Draw error and loss over evaluations to the file ``path``; see :func:`mipprune.study.plot_comparison`."""
         from .plots import plot_comparison
 
         plot_comparison(self, path)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingDependencyError
+from .panels import Panel, Panels
 from .plots import STYLES
 from .summary import Convergence, ConvergencePoint, PrunePoint
 from .traces import SolverTraces
@@ -14,8 +15,8 @@ from .traces import SolverTraces
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["accuracy_figure", "convergence_figure", "interaction_figure", "kept_figure", "picture",
-           "traces_figure"]
+__all__ = ["accuracy_figure", "convergence_figure", "interaction_figure", "kept_figure", "panels_figure",
+           "picture", "traces_figure"]
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -65,7 +66,7 @@ def convergence_figure(found: Convergence) -> Figure:
         right.annotate(text, (0.99, loss), xycoords=("axes fraction", "data"), fontsize=8, va="bottom", ha="right",
                        color="0.3")
     left.set(yscale="log", ylabel="relative error")
-    right.set(ylabel="true loss increase (nats)")
+    right.set(ylabel=f"true loss increase ({found.unit})")
     for axis in (left, right):
         axis.set(xscale="log", xlabel="coalition evaluations")
         budgets = sorted({point.n_evals for point in found.points})
@@ -94,7 +95,8 @@ def accuracy_figure(model: str, points: Sequence[PrunePoint]) -> Figure:
     else:  # magnitude's masks are repaired like the others, so every way to repair has a line of its own
         for name, colour, _, _ in styled:
             lost = sorted({(p.macs, p.magnitude) for p in points if p.options == name})
-            axis.plot(*zip(*lost), color=colour, linestyle=":", marker="x", linewidth=1, label=f"by magnitude, {name}")
+            text = f"by magnitude, {name or 'mipprune'}"
+            axis.plot(*zip(*lost), color=colour, linestyle=":", marker="x", linewidth=1, label=text)
     axis.axhline(points[0].dense, color="0.3", linewidth=1, label="dense")
     axis.set(xlabel="multiply-adds, share of the dense network", ylabel="accuracy on held-out data", title=model)
     axis.xaxis.set_major_formatter("{x:.0%}")
@@ -171,3 +173,70 @@ def traces_figure(found: SolverTraces) -> Figure:
     axis.legend(fontsize=8, frameon=False, title="incumbent, and bound dotted", title_fontsize=8)
     figure.suptitle(found.title, fontsize=10)
     return figure
+
+
+def panels_figure(found: Panels) -> Figure:
+    """Rows of dots (a grey one per run, a black one for their mean) or lines (means, bands from lowest to highest)."""
+    return _dots(found) if found.over is None else _lines(found)
+
+
+def _grid(found: Panels, width: float, height: float) -> tuple[Figure, list[Any]]:
+    """Two panels a row of that size in inches; panels of one quantity share its axis."""
+    columns = min(2, len(found.panels))
+    rows = -(-len(found.panels) // columns)
+    figure = _figure(width * columns, height * rows)
+    one_quantity, rows_of_dots = bool(found.values), found.over is None
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharex=one_quantity or not rows_of_dots,
+                                sharey=one_quantity or rows_of_dots).ravel())
+    for axis in axes[len(found.panels):]:
+        axis.set_axis_off()
+    return figure, axes[:len(found.panels)]
+
+
+def _dots(found: Panels) -> Figure:
+    labels = list(dict.fromkeys(series.label for panel in found.panels for series in panel.series))
+    words = 0.065 * max(map(len, labels)) / min(2, len(found.panels))  # inches, left of the first column only
+    figure, axes = _grid(found, 2.9 + words, 0.9 + 0.22 * len(labels))
+    for axis, panel in zip(axes, found.panels, strict=True):
+        for series in panel.series:
+            (_, values), = series.points
+            row = labels.index(series.label)
+            axis.plot(values, [row] * len(values), color="#56B4E9", linestyle="none", marker="o", markersize=4)
+            axis.plot([sum(values) / len(values)], [row], color="black", linestyle="none", marker="|", markersize=11,
+                      markeredgewidth=2)
+        axis.set_yticks(range(len(labels)), labels, fontsize=8)
+        _finish(axis, found, panel, "x")
+        axis.grid(axis="y", color="0.92")
+    axes[0].invert_yaxis()
+    return figure
+
+
+def _lines(found: Panels) -> Figure:
+    labels = list(dict.fromkeys(series.label for panel in found.panels for series in panel.series))
+    styles = {label: style for label, *style in _styled(labels)}
+    figure, axes = _grid(found, 4.5, 2.9 + 0.05 * len(labels))
+    for axis, panel in zip(axes, found.panels, strict=True):
+        for series in panel.series:
+            colour, line, marker = styles[series.label]
+            xs = [x for x, _ in series.points]
+            axis.plot(xs, [sum(v) / len(v) for _, v in series.points], color=colour, linestyle=line, marker=marker,
+                      markersize=4, label=series.label)
+            axis.fill_between(xs, [min(v) for _, v in series.points], [max(v) for _, v in series.points], color=colour,
+                              alpha=0.12, lw=0)
+        axis.set(xlabel=found.over)
+        _finish(axis, found, panel, "y")
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), fontsize=8, frameon=False, loc="outside lower center",
+                  ncols=min(2, len(found.panels)))
+    return figure
+
+
+def _finish(axis: Any, found: Panels, panel: Panel, along: str) -> None:
+    """The name of what is drawn, and a logarithmic axis with plain numbers."""
+    axis.set(**{f"{along}label": found.values or panel.title.replace("_", " ")})
+    if found.values:
+        axis.set_title(panel.title, fontsize=9)
+    if found.log:
+        axis.set(**{f"{along}scale": "log"})
+        getattr(axis, f"{along}axis").set_major_formatter("{x:g}")
+    _plain(axis)

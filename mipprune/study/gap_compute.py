@@ -26,7 +26,7 @@ def gap_bound(inputs: dict[str, Any], source: StudyNetwork, payloads: Payloads) 
         gap = neuron_gap(graph, samples)
         found = validate_neurons(graph, samples, gap=gap, **given)
         loose = found.loose_linear, found.loose_quadratic, found.loose_random
-        bound = gap.random(keep, delta)
+        bound = random_pruning(graph, samples, keep=keep, delta=delta)
         violations, coverage = found.violations, found.lowest_coverage
     else:
         weights = validate_weights(graph, samples, **given)

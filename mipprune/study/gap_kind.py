@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from ..config import POSITIVE, SEED, Rule
+from ..config import POSITIVE, SEED, SHARE
+from .drawn import DRAWN
 from .kinds import Kind, of_network, register_kind
 
 __all__ = ["GapBoundSection"]
-
-_RATE = Rule("between 0 and 1", lambda value: 0 < value < 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +26,12 @@ class GapBoundSection:
     """
 
     what: Literal["neurons", "weights"] = "neurons"
-    keep: Annotated[float, _RATE] = 0.8
-    delta: Annotated[float, _RATE] = 0.05
+    keep: Annotated[float, SHARE] = 0.8
+    delta: Annotated[float, SHARE] = 0.05
     n_masks: Annotated[int, POSITIVE] = 300
     samples: Annotated[int, POSITIVE] = 32
     seed: Annotated[int, SEED] = 0
 
 
-register_kind(Kind("gap_bound", GapBoundSection, "mipprune.study.gap_compute:gap_bound", of_network))
+register_kind(Kind("gap_bound", GapBoundSection, "mipprune.study.gap_compute:gap_bound", of_network,
+                   drawn=DRAWN["gap_bound"]))

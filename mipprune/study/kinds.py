@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -10,11 +11,13 @@ from ..config import POSITIVE, SEED, SHARE, PruneSection, Rule
 from ..errors import ConfigError
 from ..estimate.methods import INDEX_METHODS
 from .cell import Cell, plain
+from .drawn import DRAWN, Drawn
 
-__all__ = ["KINDS", "EstimateSection", "GridCell", "Kind", "PruneSection", "SolveSection", "register_kind",
-           "cell_of", "of_network", "stages_of"]
+__all__ = ["AT_LEAST_0", "KINDS", "EstimateSection", "GridCell", "Kind", "PruneSection", "SolveSection",
+           "cell_of", "of_network", "register_kind", "stages_of"]
 
 _CHANCE = Rule("from 0 to 1", lambda value: 0 <= value <= 1)
+AT_LEAST_0 = Rule("a finite number, at least 0", lambda value: 0 <= value < math.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,11 @@ class EstimateSection:
     seed: Annotated[int, SEED] = 0
 
     def settled(self) -> EstimateSection | None:
-        """Without a p that the index doesn't have; None where index and method don't go together."""
+        """Without a p that the index doesn't have; None where index and method don't go together.
+
+        Raises:
+            ConfigError: a semivalue without p.
+        """
         if self.index == "semivalue" and self.p is None:
             raise ConfigError("index 'semivalue' needs p, for example p = 0.75")
         if self.method not in INDEX_METHODS["shapley" if self.index == "shapley" else "semivalue"]:
@@ -72,7 +79,7 @@ class SolveSection:
     layer: str
     surrogate: Literal["head", "quadratic"] = "head"
     keep: Annotated[float, SHARE] | None = None
-    max_drop: Annotated[float, Rule("at least 0", lambda value: value >= 0)] | None = None
+    max_drop: Annotated[float, AT_LEAST_0] | None = None
     solver: Literal["auto", "nlp", "scip", "highs", "cbc", "brute"] = "auto"
     samples: Annotated[int, POSITIVE] | None = None
     time_limit: Annotated[float, POSITIVE] | None = None
@@ -102,6 +109,7 @@ class Kind:
         settled: a combination of the grid in its one form, or None to leave it out; may raise ConfigError.
         alternatives: keys of which every cell has exactly one; in a grid they stand side by side.
         needs: from the inputs to the cells whose payloads ``compute`` reads, in this order.
+        drawn: what the report draws; without it, a table is all.
         version: part of every key; raised when the same inputs come to mean another result.
     """
 
@@ -112,6 +120,7 @@ class Kind:
     settled: Callable[[Any], Any] = lambda section: section
     alternatives: tuple[str, ...] = ()
     version: int = 1
+    drawn: Drawn | None = None
 
 
 KINDS: dict[str, Kind] = {}
@@ -120,6 +129,8 @@ KINDS: dict[str, Kind] = {}
 def register_kind(kind: Kind) -> Kind:
     """Make a kind known to studies of this process; workers on other backends must import what registers it too."""
     KINDS[kind.name] = kind
+    if kind.drawn is not None:
+        DRAWN[kind.name] = kind.drawn
     return kind
 
 

@@ -118,7 +118,7 @@ class ConfiguredNetwork(StudyNetwork):
     def trained(self, model: nn.Module) -> nn.Module:
         import torch
 
-        from ..game.data import read_data
+        from ..game.data import check_samples, read_data
 
         if self.section.train is None:
             return model
@@ -129,6 +129,7 @@ class ConfiguredNetwork(StudyNetwork):
             raise ConfigError(f"{self.path}: 'train.function': can't import {self.section.train.function!r} "
                               f"({error})") from error
         samples = read_data(self.data().calibration, model)
+        check_samples(samples, f"the data of {self.section.data.source!r}")
         with torch.random.fork_rng():
             torch.manual_seed(self.section.train.seed)
             result = function(model.train(), *samples.inputs, samples.targets, epochs=self.section.train.epochs,

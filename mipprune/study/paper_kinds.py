@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from ..config import POSITIVE, SEED, SHARE, Rule
-from .kinds import Kind, of_network, register_kind
+from ..config import POSITIVE, SEED, SHARE
+from .drawn import DRAWN
+from .kinds import AT_LEAST_0, Kind, of_network, register_kind
 
 __all__ = ["GtapSection", "InteractionsSection", "OamipSection", "RanksSection", "TrainAndPruneSection"]
-
-_WEIGHT = Rule("at least 0", lambda value: value >= 0)
-_RATE = Rule("between 0 and 1", lambda value: 0 < value < 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +30,7 @@ class GtapSection:
     layer: str
     algorithm: Literal["top_n", "iterated_pruning", "iterated_building"] = "top_n"
     keep: Annotated[float, SHARE] = 0.25
-    p: Annotated[float, _RATE] | None = None
+    p: Annotated[float, SHARE] | None = None
     method: Literal["dropout", "auto", "one_toggle", "reuse", "sample_one_toggle"] = "dropout"
     n_evals: Annotated[int, POSITIVE] = 6000
     samples: Annotated[int, POSITIVE] | None = None
@@ -67,7 +65,7 @@ class InteractionsSection:
     """
 
     layer: str
-    p: Annotated[float, _RATE] = 0.5
+    p: Annotated[float, SHARE] = 0.5
     n_evals: Annotated[int, POSITIVE] = 6000
     samples: Annotated[int, POSITIVE] | None = None
     seed: Annotated[int, SEED] = 0
@@ -91,8 +89,8 @@ class OamipSection:
     formulation: Literal["oamip", "sound"] = "oamip"
     layer: str | None = None
     threshold: Annotated[float, SHARE] = 0.1
-    loss_weight: Annotated[float, _WEIGHT] = 5.0
-    margin: Annotated[float, _WEIGHT] = 0.1
+    loss_weight: Annotated[float, AT_LEAST_0] = 5.0
+    margin: Annotated[float, AT_LEAST_0] = 0.1
     samples: Annotated[int, POSITIVE] = 10
     time_limit: Annotated[float, POSITIVE] | None = None
     seed: Annotated[int, SEED] = 0
@@ -113,16 +111,18 @@ class TrainAndPruneSection:
     """
 
     units: Annotated[float, SHARE] = 0.5
-    flatness: Annotated[float, _WEIGHT] = 0.0
-    weight_decay: Annotated[float, _WEIGHT] = 0.0
-    sharpness_aware: Annotated[float, _WEIGHT] = 0.0
+    flatness: Annotated[float, AT_LEAST_0] = 0.0
+    weight_decay: Annotated[float, AT_LEAST_0] = 0.0
+    sharpness_aware: Annotated[float, AT_LEAST_0] = 0.0
     epochs: Annotated[int, POSITIVE] = 30
     seed: Annotated[int, SEED] = 0
 
 
 _HOME = "mipprune.study.paper_compute"
-register_kind(Kind("gtap", GtapSection, f"{_HOME}:gtap", of_network))
-register_kind(Kind("ranks", RanksSection, f"{_HOME}:ranks", of_network))
+register_kind(Kind("gtap", GtapSection, f"{_HOME}:gtap", of_network, drawn=DRAWN["gtap"]))
+register_kind(Kind("ranks", RanksSection, f"{_HOME}:ranks", of_network, drawn=DRAWN["ranks"]))
 register_kind(Kind("interactions", InteractionsSection, f"{_HOME}:interactions", of_network))
-register_kind(Kind("oamip", OamipSection, f"{_HOME}:oamip", of_network, OamipSection.settled))
-register_kind(Kind("train_and_prune", TrainAndPruneSection, f"{_HOME}:train_and_prune", of_network))
+register_kind(Kind("oamip", OamipSection, f"{_HOME}:oamip", of_network, OamipSection.settled,
+                   drawn=DRAWN["oamip"]))
+register_kind(Kind("train_and_prune", TrainAndPruneSection, f"{_HOME}:train_and_prune", of_network,
+                   drawn=DRAWN["train_and_prune"]))

@@ -25,6 +25,10 @@ def plot_comparison(comparison: Comparison, path: str | os.PathLike[str]) -> Non
     Left: relative error of the estimates over evaluations, one line per method.  Then, for each requirement with true
     losses, that of the solutions; a horizontal line marks the exact importances, a dotted one the best mask known.
 
+    Args:
+        comparison: what :func:`mipprune.compare` found.
+        path: a file whose ending names the format, .svg or .png for instance.
+
     Raises:
         MissingDependencyError: matplotlib isn't installed.
     """

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..records import write_bytes_atomic
 from .cell import STATES
-from .figures import accuracy_figure, convergence_figure, interaction_figure, kept_figure, picture, traces_figure
+from .figures import (
+    accuracy_figure,
+    convergence_figure,
+    interaction_figure,
+    kept_figure,
+    panels_figure,
+    picture,
+    traces_figure,
+)
 from .storage import StudyStorage
 from .summary import Convergence, Overview, PrunePoint, overview
 
@@ -20,10 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["write_report"]
 
+#: Tables of one section that a terminal shows; the page has all.
+MOST_TABLES = 6
 #: Pictures of one kind; what is beyond is in the tables only, and the report says so.
 MOST_FIGURES = 24
 
-SPARE = ("10 to 90 %", "lowest to highest", "in 95 % interval", "largest gap")
+SPARE = ("10 to 90 %", "lowest to highest", "95 % interval", "in 95 % interval", "largest gap")
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -38,13 +48,17 @@ img { max-width: 100%; height: auto; display: block; margin: .6rem 0 1.4rem; } .
 
 
 class _Table(NamedTuple):
-    """Texts; the first ``n_words`` columns are words, the others numbers; a terminal leaves the ``spare`` ones out."""
+    """Texts; the first ``n_words`` columns are words, the others numbers.
+
+    A terminal leaves the ``spare`` columns out, or shows the ``brief`` head and rows if there are any.
+    """
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     n_words: int
     spare: Sequence[str] = ()
+    brief: Sequence[Sequence[str]] = ()
 
 
 class _Picture(NamedTuple):
@@ -89,9 +103,11 @@ def write_report(storage: StudyStorage, study: str, folder: Path, console: Conso
                     for i, one in enumerate(found.traces[:MOST_FIGURES])]
         sections.append(_Section("Solver gap over time", [*lines, *_left_out(len(found.traces))], [], pictures))
     if found.others:
-        tables = [_Table(one.kind, one.head, one.rows, one.n_words) for one in found.others]
-        lines = ["Means over the seeds, with the lowest and highest where they differ."]
-        sections.append(_Section("Other cells", lines, tables, []))
+        tables = [_Table(one.kind, one.head, one.rows, one.n_words, brief=one.brief) for one in found.others]
+        lines = ["Means over the seeds, with the lowest and highest where they differ. In pictures, a dot is one run "
+                 "and a bar the mean; a line goes through means, and its band from the lowest to the highest."]
+        pictures = [_Picture(one.kind, f"{one.kind} cells", panels_figure(one)) for one in found.panels]
+        sections.append(_Section("Other cells", lines, tables, pictures))
     if found.errors:
         sections.append(_errors(found))
     drawn = {p.name: (picture(p.figure, "svg"), picture(p.figure, "png")) for s in sections for p in s.pictures}
@@ -104,8 +120,10 @@ def write_report(storage: StudyStorage, study: str, folder: Path, console: Conso
     write_bytes_atomic(files[1], _markdown(study, sections).encode())  # last: what it points to is there
     if console is not None:
         for section in sections:
-            for table in section.tables:
+            for table in section.tables[:MOST_TABLES]:
                 _print(console, table)
+            if more := len(section.tables[MOST_TABLES:]):
+                console.print(f"... and {more} more tables of this kind in {files[0].name}", highlight=False)
     return files
 
 
@@ -143,6 +161,9 @@ def _convergence(found: Sequence[Convergence]) -> _Section:
     head = ["method", "evaluations", "seeds", "relative error", "10 to 90 %", "Spearman", "in 95 % interval",
             "true loss", "10 to 90 %"]
     tables, pictures = [], []
+    if len(found) > 1:
+        rows = [[one.title, f"{one.exact_loss:.4f}", f"{one.best_loss:.4f}", one.unit] for one in found]
+        tables.append(_Table("True loss of masks", ["", "by exact importances", "best mask", "unit"], rows, 1))
     for number, one in enumerate(found):
         rows = [
             [p.method, f"{p.n_evals:,}", str(p.n_seeds), f"{p.error[1]:.4f}", f"{p.error[0]:.4f} to {p.error[2]:.4f}",
@@ -165,7 +186,9 @@ def _left_out(number: int) -> list[str]:
 
 def _errors(found: Overview) -> _Section:
     table = _Table("Failed cells", ["kind", "network", "error"], [list(error) for error in found.errors[:50]], 3)
-    lines = [f"{len(found.errors)} cells failed; `mipprune study status STUDY --errors` shows the whole texts."]
+    number = sum(row.get("failed", 0) for row in found.counts.values())
+    others = f", {number - len(found.errors)} of them because they need one of these" * (number > len(found.errors))
+    lines = [f"{number} cells failed{others}; `mipprune study status STUDY --errors` shows the whole texts."]
     return _Section("Failures", lines, [table], [])
 
 
@@ -210,10 +233,13 @@ def _print(console: Console, table: _Table) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    head, *rows = table.brief or [table.head, *table.rows]
+    chosen = [i for i, column in enumerate(head) if table.brief or column not in table.spare]
+    n_words = 1 if table.brief else table.n_words
     shown = Table(title=escape(table.title), title_justify="left")
-    chosen = [i for i, column in enumerate(table.head) if column not in table.spare]
     for i in chosen:
-        shown.add_column(table.head[i], justify="left" if i < table.n_words else "right", overflow="fold")
-    for row in table.rows:
+        text = head[i].replace("_", "\n" if len(head[i]) > 9 else " ")  # narrow columns break between words only
+        shown.add_column(text, justify="left" if i < n_words else "right", overflow="fold")
+    for row in rows:
         shown.add_row(*(escape(row[i]) for i in chosen))
     console.print(shown)

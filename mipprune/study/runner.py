@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import signal
 import threading
 import time
 import traceback
+import types
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import MipPruneError, StorageError
 from ..records import Record
-from .cell import plain
+from .cell import NEEDS, plain
 from .kinds import KINDS, GridCell
 from .networks import StudyNetwork
 from .storage import StudyStorage
@@ -93,7 +95,7 @@ def work(task: Task) -> Outcome:
     begin, threads = time.perf_counter(), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _interrupts_kept():
             torch.manual_seed(int(task.key[:15], 16))
             result, payload = getattr(importlib.import_module(where), what)(task.inputs, task.network, task.payloads)
         return Outcome(task.key, plain(result), payload, time.perf_counter() - begin, None, False)
@@ -103,6 +105,29 @@ def work(task: Task) -> Outcome:
         return Outcome(task.key, None, None, time.perf_counter() - begin, traceback.format_exc(), hopeless)
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Let Ctrl-C end a cell whatever is in it: searches answer with the best so far, which the inputs don't decide."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield  # no signal comes here
+        return
+    interrupted = False
+
+    def note(number: int, frame: types.FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if interrupted:
+            raise KeyboardInterrupt
 
 
 class _Stage:
@@ -115,6 +140,7 @@ class _Stage:
         self.running: set[str] = set()
         self.suspects: set[str] = set()  # were running when a worker died
         self.tries: Counter[str] = Counter()
+        self.stillborn = 0  # how often workers died that had no cell
         self.trouble: BaseException | None = None
 
     def run(self, n_jobs: int) -> None:
@@ -134,9 +160,12 @@ class _Stage:
         except StorageError:
             raise
         except Exception as error:  # work() returns its errors, so this is a worker that died, or its backend
-            if not self.running:
-                raise
-            self._lost(f"a worker process died: {type(error).__name__}: {error}")
+            if self.running:
+                self._lost(f"a worker process died: {type(error).__name__}: {error}")
+            else:  # at its start, as on a machine with too much to do, or at its end
+                self.stillborn += 1
+                if self.stillborn > self.settings.retries:
+                    raise
         if self.trouble is not None:
             raise self.trouble
 
@@ -174,7 +203,7 @@ class _Stage:
         missing = [need for need in cell.needs if self.storage.state(need) != "done"]
         if missing:
             last = (self.storage.error(missing[0]) or "it isn't there").strip().splitlines()[-1]
-            self.storage.fail(key, self.owner, f"needs cell {missing[0]}, which failed: {last}")
+            self.storage.fail(key, self.owner, f"{NEEDS}{missing[0]}, which failed: {last}")
             self._settle(key, "failed")
             return None
         payloads = tuple(self.settings.payload(need) for need in cell.needs)

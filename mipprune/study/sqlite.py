@@ -323,6 +323,10 @@ def _explanation(error: sqlite3.Error) -> str:
         return "the disk is full; what was stored before is safe: make room and run again"
     if name.startswith("SQLITE_IOERR"):
         return f"the disk refused to read or write ({error}); what was stored before is safe"
+    if name.startswith("SQLITE_CANTOPEN"):
+        return "can't be opened; its folder has to be there and writable, for SQLite keeps a log beside the file"
+    if name.startswith("SQLITE_READONLY"):
+        return "may not be written"
     if name == "SQLITE_NOTADB":
         return "not a storage of studies (not an SQLite file)"
     if name.startswith("SQLITE_CORRUPT"):

@@ -52,7 +52,13 @@ class StudyStorage(abc.ABC):
 
     @abc.abstractmethod
     def cells(self, study: str, kind: str | None = None, state: str | None = None) -> Iterator[StoredCell]:
-        """The study's cells, see :meth:`declare` for their order; a cell that goes by two names comes once for each."""
+        """The study's cells in the order of :meth:`declare`; a cell that goes by two names comes once for each.
+
+        Args:
+            study: its name.
+            kind: only cells of this kind.
+            state: only cells that are in this state.
+        """
 
     @abc.abstractmethod
     def new_owner(self) -> str:
@@ -74,7 +80,15 @@ class StudyStorage(abc.ABC):
     def finish(
         self, key: str, owner: str, result: dict[str, Any], seconds: float, payload: bytes | None = None
     ) -> bool:
-        """Store the result of a claimed cell; False, and nothing stored, if the owner no longer holds it."""
+        """Store the result of a claimed cell; False, and nothing stored, if the owner no longer holds it.
+
+        Args:
+            key: of the cell.
+            owner: who claimed it.
+            result: plain JSON data.
+            seconds: how long it took.
+            payload: bytes for the cells that need this one.
+        """
 
     @abc.abstractmethod
     def fail(self, key: str, owner: str, error: str) -> bool:

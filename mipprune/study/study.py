@@ -48,6 +48,7 @@ class Study:
         storage: a file (made if it isn't there), or any :class:`~mipprune.study.storage.StudyStorage`.
 
     Raises:
+        ConfigError: the name is empty.
         StorageError: the file is something else, or can't be opened.
     """
 
@@ -64,7 +65,11 @@ class Study:
     def from_file(
         cls, path: str | os.PathLike[str], storage: str | os.PathLike[str] | StudyStorage | None = None
     ) -> Self:
-        """The study that a file describes, see docs/studies.md; ``storage`` goes before the file's own.
+        """The study that a TOML file describes.
+
+        Args:
+            path: the study file.
+            storage: goes before the file's own.
 
         Raises:
             ConfigError: a mistake in the file; the text has the line and the nearest valid key.
@@ -111,7 +116,14 @@ class Study:
         return len(grid.models) * len(grid.sections)
 
     def plan(self, quick: bool = False) -> list[list[GridCell]]:
-        """All cells with those they need, in stages; builds every network once, to know its fingerprint."""
+        """All cells with those they need, in stages; builds every network once, to know its fingerprint.
+
+        Args:
+            quick: the cells of the study file's ``quick`` keys instead.
+
+        Raises:
+            ConfigError: a network that can't be made.
+        """
         grids = self._grids[quick]
         for name in dict.fromkeys(name for grid in grids for name in grid.models):
             if name not in self._fingerprints:
@@ -130,7 +142,7 @@ class Study:
         Args:
             n_jobs: cells at a time, through joblib (``joblib.parallel_config`` is obeyed, so Dask and Ray too).
             quick: only the cells of the study file's ``quick`` keys.
-            retries: further attempts at a cell that failed, within this run.
+            retries: further attempts at a cell that failed, and at starting workers, within this run.
             lease: seconds after which a claim of a process that no longer answers is taken over.  A dead process of
                 this machine is noticed at once.
             progress: show a progress bar.
@@ -155,21 +167,30 @@ class Study:
         return Counter(self.storage.states(self.name).values())
 
     def table(self, kind: str, timing: bool = True) -> list[dict[str, Any]]:
-        """Finished cells of one kind, one flat row each: network, inputs, results; see :func:`rows_of`."""
+        """Finished cells of one kind, one flat row each: network, inputs, results.
+
+        Args:
+            kind: of the cells.
+            timing: also how long each took and at which attempt; without, the rows depend on the inputs alone.
+        """
         return rows_of(self.storage, self.name, kind, timing)
 
     def to_pandas(self, kind: str, timing: bool = True) -> pandas.DataFrame:
-        """:meth:`table` as a data frame.  Raises MissingDependencyError without pandas."""
+        """:meth:`Study.table` as a data frame.  Raises MissingDependencyError without pandas."""
         from .export import frame_of
 
         return frame_of(self.table(kind, timing))
 
     def to_csv(self, path: str | os.PathLike[str], kind: str, timing: bool = True) -> None:
-        """Write :meth:`table` as CSV, atomically."""
+        """Write :meth:`Study.table` to ``path`` as CSV, atomically."""
         write_csv(path, self.table(kind, timing))
 
     def to_parquet(self, path: str | os.PathLike[str], kind: str, timing: bool = True) -> None:
-        """Write :meth:`table` as Parquet, atomically.  Raises MissingDependencyError without pandas and pyarrow."""
+        """Write :meth:`Study.table` to ``path`` as Parquet, atomically.
+
+        Raises:
+            MissingDependencyError: pandas or pyarrow isn't installed.
+        """
         write_parquet(path, self.table(kind, timing))
 
     def close(self) -> None:

@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 
 from ..records import Record
-from .averages import Averages, averages_of
-from .cell import StoredCell, canonical
+from .averages import Averages, averages_of, text_of
+from .cell import NEEDS, StoredCell, canonical
+from .drawn import DRAWN
+from .panels import Panels, panels_of
 from .storage import StudyStorage
 from .traces import SolverTraces, traces_of
 
 __all__ = ["Convergence", "ConvergencePoint", "Overview", "PrunePoint", "overview", "wilson"]
+
+#: What a loss of each value function is measured in.
+UNITS = {"cross_entropy": "nats", "accuracy": "share of the samples", "margin": "logits", "logit_distance": "logits"}
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -47,12 +52,14 @@ class Convergence(Record):
         title: network, layer, index, share kept.
         points: by method and budget.
         exact_loss, best_loss: loss increase of the mask by exact importances, and of the best mask of that size.
+        unit: of both losses, ``"nats"`` for instance.
     """
 
     title: str
     points: tuple[ConvergencePoint, ...]
     exact_loss: float
     best_loss: float
+    unit: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,7 +109,8 @@ class Overview(Record):
         graphs: title, number of units and pairs (i < j, row by row) of the first "interactions" cell of every setting.
         traces: how the searches of the kind "solve" went.
         others: of every other kind that a study asks for.
-        errors: kind, network and last line of the error of every failed cell.
+        panels: pictures of those kinds that say what to draw.
+        errors: kind, network and last line of the error of every cell that failed by itself.
         seconds: computing time of all finished cells together.
     """
 
@@ -113,6 +121,7 @@ class Overview(Record):
     graphs: tuple[tuple[str, int, tuple[float, ...]], ...]
     traces: tuple[SolverTraces, ...]
     others: tuple[Averages, ...]
+    panels: tuple[Panels, ...]
     errors: tuple[tuple[str, str, str], ...]
     seconds: float
 
@@ -126,7 +135,9 @@ def overview(storage: StudyStorage, study: str) -> Overview:
     for cell in storage.cells(study):
         counts[cell.kind, cell.state] += 1
         if cell.state == "failed":
-            errors.append((cell.kind, cell.model, (cell.error or "?").strip().splitlines()[-1]))
+            text = (cell.error or "?").strip()
+            if not text.startswith(NEEDS):
+                errors.append((cell.kind, cell.model, text.splitlines()[-1]))
         if cell.state == "done":
             seconds += cell.seconds or 0.0
             if cell.kind not in ("network", "exact"):
@@ -138,13 +149,15 @@ def overview(storage: StudyStorage, study: str) -> Overview:
     pairs = found.pop("interactions", [])
     traces = traces_of(found.get("solve", []))
     others = tuple(averages_of(kind, cells) for kind, cells in found.items())
+    pictures = [panels_of(kind, cells, DRAWN[kind]) for kind, cells in found.items() if kind in DRAWN]
     graphs: dict[str, tuple[str, int, tuple[float, ...]]] = {}
     for cell in pairs:
         assert cell.result is not None
         title = f"{cell.model}, layer {cell.inputs['layer']}: pairs at p={cell.inputs['p']:g}"
         graphs.setdefault(title, (title, cell.result["players"], tuple(cell.result["pairs"])))
-    drawn = tuple(graphs.values())
-    return Overview(study, table, convergences, prunings, drawn, traces, others, tuple(errors), seconds)
+    panels = tuple(one for one in pictures if one is not None)
+    return Overview(study, table, convergences, prunings, tuple(graphs.values()), traces, others, panels,
+                    tuple(errors), seconds)
 
 
 def _grouped(cells: Iterable[StoredCell], keys: Iterable[str]) -> dict[tuple[Any, ...], list[StoredCell]]:
@@ -167,7 +180,7 @@ def _convergences(cells: list[StoredCell]) -> tuple[Convergence, ...]:
         found.append(Convergence(
             f"{model}, layer {layer}: {index}{law}, {value}, keeping {keep:.0%}",
             tuple(sorted(points, key=lambda point: (point.method, point.n_evals))),
-            first["true_loss_of_exact"], first["true_loss_of_best"],
+            first["true_loss_of_exact"], first["true_loss_of_best"], UNITS.get(value, value),
         ))
     return tuple(found)
 
@@ -199,13 +212,9 @@ def _prunings(cells: list[StoredCell]) -> tuple[PrunePoint, ...]:
     groups: dict[tuple[str, str, str], list[StoredCell]] = {}
     for cell in cells:
         assert cell.result is not None
-        options = ", ".join(f"{key}={_shown(cell.inputs[key])}" for key in differ)
+        options = ", ".join(f"{key}={text_of(value)}" for key in differ if (value := cell.inputs[key]) is not None)
         groups.setdefault((cell.model, options, cell.result["task"]), []).append(cell)
     return tuple(_prune_point(*name, group) for name, group in groups.items())
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else "default" if value is None else canonical(value)
 
 
 def _prune_point(model: str, options: str, task: str, cells: list[StoredCell]) -> PrunePoint:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..graph import UnitGraph
 from ..graph.emptiness import why_needed
 from .plan import PrunePlan
-from .verify import first_tensor
+from .trial import Trial
 
 __all__ = ["allow_empty"]
 
@@ -20,40 +22,64 @@ def allow_empty(graph: UnitGraph, example_input: torch.Tensor | tuple[torch.Tens
 
     Harmless are groups that the input has a way around: the inner channels of a residual branch, all heads of an
     attention, the feed-forward width.  An emptied branch adds a constant, the bias of its last layer (which repairs set
-    to the branch's mean), and costs no multiply-adds.  The groups may also be emptied all together.  Each is tried: the
-    network is cut and must agree with the masked one on ``example_input``; where it doesn't, or doesn't run at width 0,
-    ``group.needed`` says why one unit stays.
+    to the branch's mean), and costs no multiply-adds (:func:`mipprune.coarsen` removes branches without a trace).  The
+    groups may also be emptied all together: the network is cut so, must agree with the masked one on ``example_input``
+    and tell two inputs apart.  Each alone has to run at width 0, which is tried on the ``meta`` device.  Where either
+    fails, ``group.needed`` says why one unit stays.
 
     Args:
         graph: of :func:`mipprune.trace`; it isn't changed.
         example_input: a tensor or a tuple of tensors, as for ``trace``; one sample is enough.
 
-    Costs one surgery and two forward passes per candidate group.
+    Costs one surgery and a few forward passes, a forward pass without arithmetic per candidate group, and about
+    log2(groups) more surgeries for each group that can't be emptied.
     """
     example = example_input if isinstance(example_input, tuple) else (example_input,)
     example = tuple(x[:1] for x in example)
     reasons: dict[int, str] = {}
-    chosen: set[int] = set()
+    chosen: list[int] = []
     for number in range(len(graph.groups)):
         reason = why_needed(graph.program, {number})
-        if reason is None and why_needed(graph.program, chosen | {number}) is not None:
+        if reason is None and why_needed(graph.program, {*chosen, number}) is not None:
             reason = "together with others that may be emptied, it keeps the output in touch with the input"
         if reason is None:
-            reason = _trial(graph, {number}, example)
-        if reason is None:
-            chosen.add(number)
+            chosen.append(number)
         else:
             reasons[number] = reason
-    if len(chosen) > 1 and _trial(graph, chosen, example) is not None:
-        together: set[int] = set()
-        for number in sorted(chosen):
-            reason = _trial(graph, together | {number}, example)
-            if reason is None:
-                together.add(number)
-            else:
-                reasons[number] = reason
-        chosen = together
-    return _with_fewest(graph, chosen, reasons)
+    dry = _DryRun.of(graph, example)
+    for number in [*chosen] if dry is not None else []:
+        assert dry is not None
+        if (reason := dry.fails(number)) is not None:
+            chosen.remove(number)
+            reasons[number] = reason
+    chosen = _together(_with_fewest(graph, set(chosen), {}), [], chosen, example, reasons)
+    return _with_fewest(graph, set(chosen), reasons)
+
+
+def _together(
+    graph: UnitGraph, base: list[int], more: list[int], example: tuple[torch.Tensor, ...], reasons: dict[int, str]
+) -> list[int]:
+    """``base`` and as many of the groups ``more``, in order, as the network can do without all together."""
+    if not more:
+        return base
+    trial = Trial(graph, example)
+    kept = _without(graph, {*base, *more})
+    reason = trial.fails(kept) or trial.deaf(kept)
+    if reason is None:
+        return [*base, *more]
+    if len(more) == 1:
+        reasons[more[0]] = reason
+        return base
+    half = len(more) // 2
+    base = _together(graph, base, more[:half], example, reasons)
+    return _together(graph, base, more[half:], example, reasons)
+
+
+def _without(graph: UnitGraph, empty: set[int]) -> np.ndarray:
+    kept = np.ones(graph.n_units, dtype=bool)
+    for number in empty:
+        kept[graph.groups[number].units] = False
+    return kept
 
 
 def _with_fewest(graph: UnitGraph, empty: set[int], reasons: dict[int, str]) -> UnitGraph:
@@ -63,33 +89,37 @@ def _with_fewest(graph: UnitGraph, empty: set[int], reasons: dict[int, str]) -> 
     ))
 
 
-@torch.no_grad()
-def _trial(graph: UnitGraph, empty: set[int], example: tuple[torch.Tensor, ...]) -> str | None:
-    """Cut the network with the groups ``empty``; what goes wrong, if anything does."""
-    kept = np.ones(graph.n_units, dtype=bool)
-    for number in empty:
-        kept[graph.groups[number].units] = False
-    dtype = next(p.dtype for p in graph.model.parameters() if p.is_floating_point())
-    gates = torch.from_numpy(kept).to(example[0].device, dtype)
-    expected = graph.program.run(example, gates)
-    try:
-        small = PrunePlan.from_mask(_with_fewest(graph, empty, {}), kept).apply(graph.model).eval()
-        found = first_tensor(small(*example))
-    except Exception as error:  # whatever the user's forward raises at width 0
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        return f"the network doesn't run without it ({first})"
-    if found.shape != expected.shape or not bool((found - expected).abs().max() <= 1e-4 * expected.abs().max() + 1e-6):
-        return "the network computes something else without it than with all of its units masked"
-    other = tuple(_changed(x) for x in example)
-    dense = float((graph.program.run(other) - graph.program.run(example)).abs().max())
-    if dense > 0 and not float((graph.program.run(other, gates) - expected).abs().max()) > 1e-9 * dense:
-        return "without it the output wouldn't depend on the input"  # a class token that no attention brings anything
-    return None
+class _DryRun:
+    """The network without numbers (on the ``meta`` device), cut at no cost to see whether its code runs."""
 
+    def __init__(self, graph: UnitGraph, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.graph, self.model, self.inputs = graph, model, inputs
 
-def _changed(x: torch.Tensor) -> torch.Tensor:
-    """Another input of the same kind."""
-    if not x.is_floating_point():
-        return x.roll(1, -1)
-    generator = torch.Generator().manual_seed(0)
-    return x + torch.randn(x.shape, generator=generator).to(x)
+    @classmethod
+    def of(cls, graph: UnitGraph, example: tuple[torch.Tensor, ...]) -> _DryRun | None:
+        """``None`` where the dense network doesn't run like that (it looks at values, or keeps loose tensors)."""
+        tensors = [*graph.model.parameters(), *graph.model.buffers()]
+        hollow = {id(t): t.detach().to("meta") for t in tensors}
+        for parameter in graph.model.parameters():
+            hollow[id(parameter)] = nn.Parameter(hollow[id(parameter)], requires_grad=False)
+        model = copy.deepcopy(graph.model, hollow).eval()
+        run = cls(graph, model, tuple(x.to("meta") for x in example))
+        return run if run._error(model) is None else None
+
+    def fails(self, number: int) -> str | None:
+        """What goes wrong when the group loses every unit."""
+        graph = _with_fewest(self.graph, {number}, {})
+        try:
+            small = PrunePlan.from_mask(graph, _without(graph, {number})).apply(self.model)
+        except Exception as error:  # whatever the user's classes raise when they are copied
+            return f"the network can't be cut without it ({error})"
+        return self._error(small.eval())
+
+    @torch.no_grad()
+    def _error(self, model: nn.Module) -> str | None:
+        try:
+            model(*self.inputs)
+        except Exception as error:  # whatever the user's forward raises at width 0
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            return f"the network doesn't run without it ({first})"
+        return None

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-__all__ = ["hollow_out"]
+__all__ = ["conv_shape", "hollow_out"]
 
 Tensor = torch.Tensor
 
@@ -25,9 +25,7 @@ class HollowLinear(nn.Linear):
 
 class _HollowConv(nn.modules.conv._ConvNd):
     def forward(self, x: Tensor) -> Tensor:
-        n = len(self.kernel_size)
-        spatial = [_length(self, d, size) for d, size in enumerate(x.shape[-n:])]
-        return _constant(self, x, (*x.shape[: -n - 1], self.weight.shape[0], *spatial), -n - 1)
+        return _constant(self, x, conv_shape(self, x, self.weight.shape[0]), -len(self.kernel_size) - 1)
 
 
 class HollowConv1d(_HollowConv, nn.Conv1d):
@@ -96,6 +94,12 @@ def hollow_out(module: nn.Module) -> None:
         vector = module.weight if module.weight is not None else module.running_mean
         if isinstance(vector, Tensor) and vector.numel() == 0:
             module.__class__ = kind
+
+
+def conv_shape(conv: nn.modules.conv._ConvNd, x: Tensor, channels: int) -> tuple[int, ...]:
+    """Shape of what the convolution makes of ``x``, with that many ``channels``."""
+    n = len(conv.kernel_size)
+    return (*x.shape[: -n - 1], channels, *(_length(conv, d, size) for d, size in enumerate(x.shape[-n:])))
 
 
 def _length(conv: nn.modules.conv._ConvNd, d: int, size: int) -> int:

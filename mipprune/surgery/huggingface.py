@@ -61,6 +61,9 @@ def sync_config(
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "to_dict") or not hasattr(model, "save_pretrained"):
         raise PlanError(f"{type(model).__name__} has no transformers configuration to keep")
+    if plan.removals:
+        raise PlanError(f"{plan.removals[0].module!r} left as a whole, which no configuration of "
+                        f"{type(model).__name__} says; store the network with mipprune.save and mipprune.load")
     example = example_input if isinstance(example_input, tuple) else (example_input,)
     wanted = _shapes(model)
     fields = _candidates(config, plan)

@@ -56,6 +56,8 @@ def transfer_optimizer(
                     f"doesn't have; pass the dense network that it was made for"
                 )
             aliases = names[id(parameter)]
+            if any(plan.removes(name) for name in aliases):
+                continue
             mine.append(targets[aliases[0]])
             if parameter in optimizer.state:
                 state[mine[-1]] = _cut_state(plan, aliases, parameter, optimizer.state[parameter], mine[-1].device)

@@ -18,8 +18,10 @@ from ..graph import UnitGraph
 from ..graph.attention_module import PrunableMultiheadAttention
 from ..records import Record, frozen_array, read_json
 from .hollow import hollow_out
+from .rewriting import SizeRewrite, apply_rewrites
+from .stub import Stub
 
-__all__ = ["AttributeRepair", "KeptUnits", "PrunePlan", "TensorCut", "ranges"]
+__all__ = ["AttributeRepair", "KeptUnits", "ModuleRemoval", "PrunePlan", "SizeRewrite", "TensorCut", "ranges"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +43,14 @@ class KeptUnits(Record):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TensorCut(Record):
-    """Which indices of one dimension of one parameter or buffer stay (int64, ascending, dense numbering)."""
+    """Which indices of one dimension of one parameter or buffer stay.
+
+    Attributes:
+        tensor: name of the parameter or buffer.
+        dim: the dimension that is cut.
+        size: its dense size.
+        kept: the indices that stay, int64, ascending, in the dense numbering.
+    """
 
     tensor: str
     dim: int
@@ -64,6 +73,14 @@ class AttributeRepair(Record):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class ModuleRemoval(Record):
+    """A module that a :class:`~mipprune.surgery.stub.Stub` takes the place of; ``returns`` says what that returns."""
+
+    module: str
+    returns: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class PrunePlan(Record):
     """Everything that surgery needs, and nothing else: no weights, no code.
 
@@ -72,16 +89,24 @@ class PrunePlan(Record):
         groups: the kept units, for people.
         cuts: the kept indices of every tensor that shrinks, for :meth:`apply`.
         repairs: the integer attributes (``num_heads``, ``groups``, ...) that change with them.
+        rewrites: sizes in the code of methods that no attribute repairs; the plan says where, not what the code is.
+        removals: the modules that leave as a whole, with coarse units (:func:`mipprune.coarsen`).
     """
 
     architecture: str
     groups: tuple[KeptUnits, ...]
     cuts: tuple[TensorCut, ...]
     repairs: tuple[AttributeRepair, ...] = ()
+    rewrites: tuple[SizeRewrite, ...] = ()
+    removals: tuple[ModuleRemoval, ...] = ()
 
     @classmethod
     def from_mask(cls, graph: UnitGraph, kept: np.ndarray) -> Self:
-        """The plan that keeps the units of the bool mask ``kept`` of shape (graph.n_units,)."""
+        """The plan that keeps the units of the bool mask ``kept`` of shape (graph.n_units,).
+
+        Raises:
+            PlanError: a mask of another shape, or one that empties a group that must not be empty.
+        """
         kept = np.asarray(kept, dtype=bool)
         if kept.shape != (graph.n_units,):
             raise PlanError(f"expected a mask of {graph.n_units} units, got shape {kept.shape}")
@@ -104,14 +129,19 @@ class PrunePlan(Record):
             for a in graph.attributes
         )
         changed = tuple(r for r in repairs if r.new != r.old)
-        return cls(fingerprint(graph.model), groups, tuple(cuts), changed)
+        removals = tuple(ModuleRemoval(removal.module, removal.returns)
+                         for unit, stays in zip(graph.coarse, kept.tolist()) if not stays for removal in unit.removals)
+        rewrites = tuple(SizeRewrite.of(site, kept) for site in graph.rewrites) if cuts else ()
+        return cls(fingerprint(graph.model), groups, tuple(cuts), changed, rewrites, removals)
 
     @property
     def n_kept(self) -> int:
+        """Units that stay."""
         return sum(len(g.kept) for g in self.groups)
 
     @property
     def n_units(self) -> int:
+        """Units of the dense network."""
         return sum(g.size for g in self.groups)
 
     def kept_indices(self, tensor: str) -> dict[int, np.ndarray]:
@@ -128,6 +158,10 @@ class PrunePlan(Record):
                 tensor = tensor.index_select(step.dim, torch.from_numpy(step.kept.copy()).to(tensor.device))
         return tensor
 
+    def removes(self, tensor: str) -> bool:
+        """Whether the parameter or buffer leaves as a whole."""
+        return any(tensor.startswith(f"{removal.module}.") for removal in self.removals)
+
     def check_pruned(self, dense: nn.Module, pruned: nn.Module) -> None:
         """Raise :class:`PlanError` unless ``pruned`` has the shapes that this plan makes of ``dense``."""
         self._check(dense)
@@ -137,6 +171,10 @@ class PrunePlan(Record):
             tied.setdefault(id(tensor), []).append(name)
         found = {n: tuple(t.shape) for n, t in pruned.state_dict().items() if isinstance(t, torch.Tensor)}
         for name, tensor in tensors.items():
+            if self.removes(name):
+                if name in found:
+                    raise PlanError(f"{name!r} leaves with this plan, but is in the pruned network")
+                continue
             expected = tuple(self.cut(tied[id(tensor)], tensor.detach().to("meta")).shape)
             if found.get(name) != expected:
                 raise PlanError(f"{name!r} has shape {expected} after this plan, but "
@@ -151,6 +189,8 @@ class PrunePlan(Record):
         self._check(model)
         small = copy.deepcopy(model)
         self._replace_attentions(small)
+        for removal in self.removals:
+            small.set_submodule(removal.module, Stub(small.get_submodule(removal.module), removal.returns))
         tensors = _tensors(small)
         cut: dict[int, torch.Tensor] = {}
         for step in self.cuts:
@@ -171,6 +211,7 @@ class PrunePlan(Record):
                         module._buffers[name] = cut[id(buffer)].contiguous()
         for repair in self.repairs:
             _set_attribute(small, repair)
+        apply_rewrites(small, self.rewrites)
         for module in small.modules():
             _repair_attributes(module)
             hollow_out(module)
@@ -179,8 +220,9 @@ class PrunePlan(Record):
     def _replace_attentions(self, model: nn.Module) -> None:
         """Torch's own attention can't lose heads or channels: ours takes the place of those that are cut."""
         cut = {step.tensor.rpartition(".")[0].removesuffix(".out_proj") for step in self.cuts}
+        beside = {removal.module.rpartition(".")[0] for removal in self.removals}  # a fused layer reads its neighbours
         for path, module in list(model.named_modules()):
-            if path in cut and PrunableMultiheadAttention.supports(module):
+            if (path in cut or path.rpartition(".")[0] in beside) and PrunableMultiheadAttention.supports(module):
                 assert isinstance(module, nn.MultiheadAttention)
                 model.set_submodule(path, PrunableMultiheadAttention(module))
 
@@ -190,6 +232,10 @@ class PrunePlan(Record):
             if _get_attribute(modules.get(repair.module), repair) != repair.old:
                 raise PlanError(f"the plan was made for a model whose {repair.module}.{repair.attribute} is "
                                 f"{repair.old}; apply the plan to the dense model")
+        for removal in self.removals:
+            if removal.module not in modules:
+                raise PlanError(f"the plan removes {removal.module!r}, which {type(model).__name__} doesn't have; "
+                                f"it was made for another architecture")
         shapes = {name: tuple(t.shape) for name, t in _tensors(model).items()}
         for step in self.cuts:
             if step.tensor not in shapes:
@@ -205,7 +251,11 @@ class PrunePlan(Record):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a plan; :class:`PlanError` on a file that isn't one, or whose indices make no sense."""
+        """Read a plan from the JSON file ``path``.
+
+        Raises:
+            PlanError: the file isn't a plan, or its indices make no sense.
+        """
         try:
             return cls.from_dict(read_json(path)).checked()
         except OSError:
@@ -214,7 +264,11 @@ class PrunePlan(Record):
             raise PlanError(f"{path}: not a prune plan ({error})") from error
 
     def checked(self) -> Self:
-        """The plan itself, once its indices are known to be in range and ascending."""
+        """The plan itself, once its indices are known to be in range and ascending.
+
+        Raises:
+            PlanError: they aren't.
+        """
         for what, size, kept in [(g.group, g.size, g.kept) for g in self.groups] + [
             (c.tensor, c.size, c.kept) for c in self.cuts
         ]:

@@ -37,6 +37,13 @@ def verify(
 ) -> Verification:
     """Run the masked dense network and ``small`` on ``data`` and compare the outputs.
 
+    Args:
+        graph: the traced dense network.
+        kept: bool (n_units,), the mask.
+        small: what surgery made of it.
+        data: samples; targets aren't used.
+        tolerance: largest difference allowed, relative to the largest output (or 1).
+
     Raises:
         VerificationError: they differ by more than ``tolerance * max(1, largest output)``, or ``small`` doesn't run.
     """

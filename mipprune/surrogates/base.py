@@ -44,10 +44,12 @@ class Surrogate(Record, abc.ABC):
 
     @property
     def n_units(self) -> int:
+        """Number of units n."""
         return len(self.linear)
 
     @property
     def is_linear(self) -> bool:
+        """Whether there are no convex terms, so that the drop is one row of a program."""
         return self.n_terms == 0
 
     def drop(self, z: np.ndarray) -> float:

@@ -63,6 +63,7 @@ class Pairwise(Surrogate):
 
         Args:
             estimate: Shapley, Banzhaf, p-binomial or leave-one-out values of the same game.
+            interactions: its pairs, of :func:`mipprune.interactions`.
             level: a pair is kept if its confidence interval at this level leaves 0 out.
             max_pairs: at most so many, the strongest ones.
 

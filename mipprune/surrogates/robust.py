@@ -100,7 +100,16 @@ class BudgetedAdditive(_Uncertain):
     def from_estimate(
         cls, estimate: Estimate, budget: float, kappa: float | None = None, confidence: float | None = None
     ) -> Self:
-        """Deviations as in :meth:`RobustAdditive.from_estimate`."""
+        """The values of ``estimate``, deviations as in :meth:`RobustAdditive.from_estimate`.
+
+        Args:
+            estimate: sampled, else there are no deviations.
+            budget: how many units are at their worst at once.
+            kappa, confidence: give one: standard errors per deviation, or the one-sided confidence that they come from.
+
+        Raises:
+            ConfigError: neither or both are given, or one is out of range.
+        """
         return cls(estimate.values, _kappa(estimate, kappa, confidence) * estimate.stderr, budget)
 
     @property

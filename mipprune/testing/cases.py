@@ -32,7 +32,7 @@ class NetworkCase:
     vocabulary: int = 0
 
     def build(self, seed: int = 0) -> nn.Module:
-        """The network with seeded weights, batch-norm statistics away from their defaults, in evaluation mode."""
+        """The network with weights by ``seed``, batch-norm statistics away from their defaults, in evaluation mode."""
         torch.manual_seed(seed)
         model = self.make().eval()
         for module in model.modules():
@@ -47,6 +47,7 @@ class NetworkCase:
         return model
 
     def inputs(self, n: int = 6, seed: int = 0) -> torch.Tensor:
+        """``n`` samples by ``seed``: normal numbers, or token numbers where the network has a vocabulary."""
         generator = torch.Generator().manual_seed(seed)
         if self.vocabulary:
             return torch.randint(0, self.vocabulary, (n, *self.shape), generator=generator)

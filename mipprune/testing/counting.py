@@ -15,6 +15,9 @@ def counted_costs(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
 
     The counter doesn't know the fused attention kernels of a CPU, so they are switched off meanwhile.
     """
+    frozen = [p for p in model.parameters() if p.requires_grad]
+    for p in frozen:  # the counter's module tracker stumbles over views of parameters made without gradients
+        p.requires_grad_(False)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -22,4 +25,6 @@ def counted_costs(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
             model(x[:1])
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for p in frozen:
+            p.requires_grad_(True)
     return counter.get_total_flops() // 2, sum(p.numel() for p in model.parameters())

@@ -29,8 +29,8 @@ class KeptLayerNorm(nn.Module):
 
 
 def masked_model(graph: UnitGraph, kept: np.ndarray) -> nn.Module:
-    """A copy of the dense network that ignores the removed units: their input columns are zero in every reader, and
-    layer-norms leave them out.
+    """A copy of the dense network that ignores the units not ``kept`` (bool, (n_units,)): their input columns are zero
+    in every reader, and layer-norms leave them out.
 
     Independent of :class:`~mipprune.graph.Program`.  Knows linear, convolution and layer-norm modules as readers.
     """

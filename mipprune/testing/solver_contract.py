@@ -38,7 +38,7 @@ class SolverContract:
     one_group: ClassVar[bool] = False
 
     def solve(self, problem: Problem, **options: Any) -> Solution:
-        """The backend's answer; ``options`` are those of ``mipprune.solve``."""
+        """The backend's answer to ``problem``; ``options`` are those of ``mipprune.solve``."""
         return solve(problem, self.solver, **options)
 
     def _best(self, problem: Problem) -> float:

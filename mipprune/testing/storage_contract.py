@@ -32,7 +32,7 @@ class StorageContract(abc.ABC):
         """The storage of this folder: made by the first call, opened once more by every other."""
 
     def damage(self, folder: Path, key: str) -> None:
-        """Alter the stored result of a finished cell behind the storage's back."""
+        """Alter the stored result of the finished cell ``key`` behind the storage's back."""
         pytest.skip("the test class doesn't say how to damage a row")
 
     @pytest.fixture
@@ -41,6 +41,7 @@ class StorageContract(abc.ABC):
 
     @staticmethod
     def cell(number: int, model: str = "net") -> Cell:
+        """A cell that is known by its ``number``, whatever network name ``model`` it goes by."""
         return Cell("square", model, {"number": number, "text": "ü", "list": [1, 2.5, None, True]})
 
     def test_declared_cells_wait_in_order(self, storage: StudyStorage) -> None:

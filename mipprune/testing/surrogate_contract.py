@@ -22,7 +22,7 @@ class SurrogateContract(abc.ABC):
         """A few surrogates of different sizes."""
 
     def points(self, surrogate: Surrogate) -> np.ndarray:
-        """Removal vectors inside the box, and masks: float64 of shape (M, n)."""
+        """Removal vectors of ``surrogate`` inside the box, and masks: float64 of shape (M, n)."""
         rng = np.random.default_rng(0)
         inside = rng.random((6, surrogate.n_units))
         return np.concatenate([inside, np.round(inside)])

@@ -3,7 +3,8 @@
 from .auxiliary import AuxiliaryNetwork, DecoupledLayer, fit_conv_head
 from .fine_tuning import FineTuned, fine_tune
 from .flatness import FlatnessPenalty
-from .joint import TrainAndPruneReport, TrainAndPruneResult, train_and_prune
+from .joint import train_and_prune
+from .report import TrainAndPruneReport, TrainAndPruneResult
 from .schedule import CubicSchedule, PruningEvent
 
 __all__ = ["AuxiliaryNetwork", "CubicSchedule", "DecoupledLayer", "FineTuned", "FlatnessPenalty", "PruningEvent",

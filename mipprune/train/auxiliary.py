@@ -37,6 +37,7 @@ class AuxiliaryNetwork(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (N, classes) of the activations ``x``, (N, n_units, height, width)."""
         return self.head(self.scale * self.units(x))
 
 
@@ -68,6 +69,8 @@ def fit_conv_head(
     problem use :func:`~mipprune.curvature.fit_linear_head`.  A fifth of the samples picks the epoch.
 
     Args:
+        graph: the traced network.
+        layer: module path of a convolution.
         data: calibration data in any form that :func:`mipprune.prune` takes.
         width: channels of the head.
         epochs, lr: of :func:`~mipprune.train.fine_tune`.

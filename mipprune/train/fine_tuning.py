@@ -45,7 +45,11 @@ def fine_tune(
         validation: picks the checkpoint; keep the test data out of it.
         teacher: the dense network; with one, the loss is half cross-entropy and half ``t^2 KL`` to its outputs
             softened at ``temperature`` (1503.02531).
+        epochs, batch_size: of the training.
         lr: highest learning rate.
+        weight_decay: of AdamW.
+        seed: of the order of the samples and dropout.
+        progress: show a progress bar.
 
     Ctrl-C ends training; the best checkpoint so far is returned.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..curvature.checks import plain_attention
 from ..curvature.kronecker import merge_positions, output_roots
 from ..curvature.probes import Probes, probed_layers
 from ..errors import ConfigError
@@ -34,6 +35,9 @@ class FlatnessPenalty:
             backward pass and is unbiased in the moments and in their gradients, ``"exact"`` one pass for each class.
         iterations: power iterations per step.
 
+    A step costs a forward pass, one backward pass for each root and one through all of that: about as much again as
+    the training step, for ``"sketch"``.
+
     Attributes:
         vectors: layer -> (v of shape (groups, d), u of shape (groups, o)).
 
@@ -45,7 +49,7 @@ class FlatnessPenalty:
         self, mu: float, threshold: float = 0.0, *, aggregate: str = "sum", method: str = "sketch",
         sharing: str = "reduce", iterations: int = 1,
     ) -> None:
-        if not 0 <= mu < float("inf") or threshold < 0 or iterations < 1:
+        if not 0 <= mu < float("inf") or not threshold >= 0 or iterations < 1:
             raise ConfigError(f"the flatness penalty needs mu >= 0, threshold >= 0 and iterations >= 1, "
                               f"got {mu}, {threshold}, {iterations}")
         if aggregate not in ("sum", "max") or method not in ("sketch", "exact") or sharing not in ("reduce", "expand"):
@@ -63,12 +67,14 @@ class FlatnessPenalty:
         """The radius rho on one batch at the present vectors, after following them.
 
         Args:
+            model: run in evaluation mode and left in the mode it had.
+            inputs: of one batch, (N, ...) each.
             draws: uniform numbers (N, n_draws), the seeds of the random signs; ``"exact"`` doesn't look at them.
         """
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
-            with Probes(probed_layers(model)) as probes:
+            with plain_attention(), Probes(probed_layers(model)) as probes:
                 logits = probes.run(model, inputs)
                 rows = {name: merge_positions(x, self.sharing, outputs=False) for name, x in probes.inputs().items()}
                 back: dict[str, list[torch.Tensor]] = {name: [] for name in rows}

@@ -26,7 +26,7 @@ def names(*operations: str) -> list[str]:
     "bitwise_not", "logical_not", "isnan", "isinf", "nan_to_num", "lift_fresh_copy", "zeros_like", "ones_like",
     "full_like", "empty_like", "rand_like", "randn_like", "pow.Tensor_Scalar", "remainder.Scalar", "rrelu",
     "dropout_", "_assert_tensor_metadata", "eq.Scalar", "ne.Scalar", "gt.Scalar", "lt.Scalar", "ge.Scalar",
-    "le.Scalar",
+    "le.Scalar", "real", "imag", "conj", "_conj", "_conj_physical", "resolve_conj", "angle",
 ))
 def unary(c: Context, x: Value, *_: Any, **__: Any) -> Any:
     """Every element depends on one element: labels stay, and a parameter stays recognisable."""
@@ -47,7 +47,7 @@ def _dropout(c: Context, x: Value, p: float, train: bool) -> Any:
     "add", "sub", "rsub", "mul", "div", "maximum", "minimum", "pow", "fmod", "remainder", "atan2", "where", "eq", "ne",
     "gt", "lt", "ge", "le", "logical_and", "logical_or", "bitwise_and", "bitwise_or", "__and__", "__or__", "xlogy",
     "logaddexp", "lerp", "addcmul", "addcdiv", "min.other", "max.other", "masked_fill", "floor_divide", "heaviside",
-    "copysign",
+    "copysign", "polar", "complex",
 ))
 def elementwise(c: Context, *args: Any, **_: Any) -> Any:
     """Broadcast operations of any number of tensors: units that meet are tied."""

@@ -93,6 +93,7 @@ _PASSING = {
     "permute", "transpose", "unbind", "getitem", "select", "chunk", "split", "slice", "squeeze", "unsqueeze", "add",
     "mul", "neg", "cat", "contiguous", "clone", "expand", "reshape", "view", "to", "_to_copy", "movedim", "div",
     "_unsafe_view", "flatten", "layer_norm", "rms_norm", "pow", "mean", "rsqrt", "float", "type_as",
+    "sub", "stack", "repeat", "repeat_interleave", "view_as_complex", "view_as_real",
 }
 
 
@@ -352,6 +353,21 @@ def _unshuffle(c: Context, x: Value, factor: int) -> Any:
         return c.spread(along.repeat_interleave(factor**2), dim, c.shape)
     c.pin(x.labels, "shuffled along another dimension")
     return c.zeros()
+
+
+@register_rule("aten.view_as_complex")
+def _view_as_complex(c: Context, x: Value) -> Any:
+    """Pairs along the last dimension become one complex number, as rotary embeddings are often written."""
+    carry, along = c.carry(x)
+    if carry == x.labels.ndim - 1:
+        c.pin(along, "real and imaginary parts aren't units")
+        return c.zeros()
+    return x.labels[..., 0]
+
+
+@register_rule("aten.view_as_real")
+def _view_as_real(c: Context, x: Value) -> Any:
+    return x.labels[..., None].expand(c.shape)
 
 
 @register_rule("<built-in function getitem>")

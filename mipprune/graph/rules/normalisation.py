@@ -54,6 +54,9 @@ def _rms_norm(c: Context, x: Value, shape: Any, weight: Value | None = None, *_:
 def _over_last(c: Context, x: Value, shape: Any, parameters: list[Value | None], masked: Masked) -> Labels:
     """Normalised over the last dimensions."""
     dim, labels = c.carry(x)
+    own = c.along(x, -1) if dim is None and len(shape) == 1 else None
+    if own is not None:  # a parameter that serves as data, such as learned queries
+        dim, labels = x.labels.ndim - 1, own
     if dim is None:
         return c.zeros()
     first = x.labels.ndim - len(shape)
@@ -65,7 +68,7 @@ def _over_last(c: Context, x: Value, shape: Any, parameters: list[Value | None],
         if parameter is not None:
             c.match(dim, labels, parameter, x.labels.ndim)
     c.read(labels, dim, masked=masked)
-    return x.labels
+    return x.labels if own is None else c.spread(own, dim, c.shape)
 
 
 @register_rule("aten.group_norm.default")

@@ -18,6 +18,20 @@ def _lenet() -> nn.Module:
     )
 
 
+class LiteralLeNet(nn.Module):
+    """The same with the flattened size written down, as tutorials have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.pool, self.conv2 = nn.Conv2d(1, 6, 3), nn.MaxPool2d(2, 2), nn.Conv2d(6, 8, 2)
+        self.fc1, self.fc2 = nn.Linear(8 * 2 * 2, 10), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv2(self.pool(F.relu(self.conv1(x))))
+        x = F.relu(x).view(-1, 8 * 2 * 2)
+        return self.fc2(F.relu(self.fc1(x)))
+
+
 def _vgg() -> nn.Module:
     layers: list[nn.Module] = []
     for before, after in ((1, 6), (6, 6), (6, 8)):
@@ -278,6 +292,7 @@ class AttentionGate(nn.Module):
 
 CONVOLUTIONAL = (
     NetworkCase("lenet", _lenet, (1, 8, 8), (6, 8, 12, 10)),
+    NetworkCase("literal_lenet", LiteralLeNet, (1, 8, 8), (6, 8, 10)),
     NetworkCase("vgg", _vgg, (1, 6, 6), (6, 6, 8, 10)),
     NetworkCase("unet", UNet, (1, 9, 9), (4, 6, 8, 6, 5, 4)),
     NetworkCase("densenet", DenseNet, (1, 6, 6), (4, 3, 3, 3, 6)),

@@ -1,0 +1,76 @@
+"""Which directions of a residual stream carry it: principal components of what its norms read."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..game.data import LabelledData
+from ..graph import Stream, UnitGraph
+
+__all__ = ["projected_errors", "stream_basis", "stream_projection"]
+
+
+def stream_basis(graph: UnitGraph, data: LabelledData, stream: Stream) -> torch.Tensor:
+    """Orthonormal directions of a stream of width n, the most important first: float64 (n, n - 1).
+
+    Principal components of the covariance of the normalised stream (mean over coordinates 0, variance 1), summed over
+    the layer-norms that read it, after SliceGPT (2401.15024), which rotates between RMS norms and takes a
+    basis for every block.  The mean over coordinates, which layer-norm removes anyway, is left out.
+    """
+    names = {norm.all_input_nodes[0].name for norm in stream.norms}
+    n = graph.groups[stream.group].size
+    device = data.inputs[0].device
+    total = torch.zeros(n, n, dtype=torch.float64, device=device)
+    first = {name: torch.zeros(n, dtype=torch.float64, device=device) for name in names}
+    rows = dict.fromkeys(names, 0)
+    for part in data.batches(256):
+        values = graph.program.values(dict(zip(graph.program.captured.inputs, part.inputs, strict=True)), names)
+        for name, value in values.items():
+            x = value.double().reshape(-1, n)
+            x = x - x.mean(1, keepdim=True)
+            x = x / x.std(1, correction=0, keepdim=True).clamp_min(1e-12)
+            total += x.T @ x / x.shape[0] * len(part) / len(data)
+            first[name] += x.sum(0)
+            rows[name] += len(x)
+    for name in names:
+        mean = first[name] / rows[name]
+        total -= torch.outer(mean, mean)
+    ones = torch.full((n, 1), n**-0.5, dtype=torch.float64, device=device)
+    total -= 2 * n * len(names) * ones @ ones.T  # the direction of the mean comes last
+    return torch.linalg.eigh(total)[1].flip(1)[:, : n - 1]
+
+
+def stream_projection(basis: torch.Tensor, count: int) -> torch.Tensor:
+    """Projection (n, count), float64, to a stream of ``count`` units: the first count - 1 directions of ``basis``.
+
+    They are turned so that their coordinates sum to 0: layer-norm's removal of the mean then takes nothing away.
+    """
+    n = len(basis)
+    if count >= n:
+        return torch.eye(n, dtype=basis.dtype, device=basis.device)
+    fill = torch.eye(count, dtype=basis.dtype, device=basis.device)
+    fill[:, 0] = 1
+    turn = torch.linalg.qr(fill)[0][:, 1:]  # (count, count - 1), orthogonal to the vector of ones
+    return basis[:, : count - 1] @ turn.T
+
+
+def projected_errors(cov: np.ndarray, metric: np.ndarray, gain: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Cost of a stream of 0 to n units for one reader: float64 (n + 1,), entry k that of k units.
+
+    With C the centred covariance of the reader's inputs, A = W' M W / 2 its weights in the metric, and the features
+    F = U_k' diag(1/gain) of the first k - 1 directions: ``tr(A (C - C F' (F C F')^+ F C))``, the least squares error of
+    reading x off F x.
+    """
+    n = len(cov)
+    features = basis.T / gain  # (n - 1, n)
+    out = np.full(n + 1, float((metric * cov).sum()))
+    out[n] = 0.0
+    cross = features @ cov  # (n - 1, n)
+    second = cross @ features.T
+    ridge = 1e-9 * np.trace(second) / max(1, n - 1)
+    lower = np.linalg.cholesky(second + ridge * np.eye(n - 1))
+    white = np.linalg.solve(lower, cross)  # nested: the first rows belong to the first directions
+    saved = np.cumsum(np.einsum("kn,nm,km->k", white, metric, white))
+    out[2:n] = np.maximum(out[0] - saved[: n - 2], 0)
+    return out

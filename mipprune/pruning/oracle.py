@@ -1,0 +1,98 @@
+"""How good a mask's network is once it is repaired: what the searches over masks ask."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..game import LabelledData
+from ..graph import UnitGraph
+from ..repair import CutNetwork, DenseRun, Sweep, fit_head
+from ..surgery.verify import first_tensor
+
+__all__ = ["TEMPERATURE", "RefitOracle", "divergence", "softened_divergence"]
+
+#: Softens the logits that networks are compared by: the wrong classes' ranking counts, not only the winner.
+TEMPERATURE = 4.0
+#: Steps of the head's fit in the oracle; it is convex and starts at the refit's weights.
+HEAD_STEPS = 15
+#: The oracle's samples per batch, rows per column of a layer, and ridge (``None``: by cross-validation).
+ORACLE_BATCH, ENOUGH, ORACLE_RIDGE = 2048, 16, None
+#: Networks whose intermediate values the oracle keeps, if they take no more bytes than that.
+REMEMBERED, MOST_MEMORY = 3, 2**29
+
+
+def softened_divergence(dense: torch.Tensor, small: torch.Tensor, temperature: float = TEMPERATURE) -> float:
+    """t^2 KL(dense || small) of the probabilities at temperature t, in nats, mean over samples."""
+    p = torch.log_softmax(dense.double() / temperature, -1)
+    q = torch.log_softmax(small.double() / temperature, -1)
+    return temperature**2 * float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@torch.no_grad()
+def divergence(dense: nn.Module, small: nn.Module, data: LabelledData) -> float:
+    """:func:`softened_divergence` of two networks on ``data``."""
+    total = 0.0
+    for part in data.batches():
+        total += len(part) * softened_divergence(first_tensor(dense(*part.inputs)), first_tensor(small(*part.inputs)))
+    return total / len(data)
+
+
+class RefitOracle:
+    """How good a mask's network is on samples that its refit didn't see.
+
+    With ``head``, the head is fitted too, and the geometric mean of cross-entropy and divergence from the dense network
+    counts; else the divergence.  Before the head's fit, the divergence ranks networks of different emptied groups
+    wrongly; after it, few samples decide the cross-entropy of a good network, and all of them the divergence.
+
+    Two thirds of the data (drawn by ``seed``) fit, the last third (and ``unseen``, if given) judges: a wide layer
+    before a classifier fits its own samples too well to be compared on them.  Every network takes over what comes
+    before its first difference from one of the best networks so far.
+    """
+
+    def __init__(
+        self, graph: UnitGraph, data: LabelledData, unseen: LabelledData | None, head: bool = False, seed: int = 0
+    ) -> None:
+        self.graph, self.head = graph, head
+        first = max(1, 2 * len(data) // 3)
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+        rest = data.take(order[first:] if len(data) > 1 else order)
+        if unseen is not None:
+            inputs = tuple(torch.cat(pair) for pair in zip(rest.inputs, unseen.inputs, strict=True))
+            rest = LabelledData(inputs, torch.cat([rest.targets, unseen.targets]))
+        self.targets = rest.targets
+        self.fit = DenseRun(graph, data.take(order[:first]), ORACLE_BATCH, enough=ENOUGH, judged=rest)
+        self._best: list[tuple[float, int, Sweep]] = []
+        self._calls = 0
+
+    @torch.no_grad()
+    def __call__(self, kept: np.ndarray) -> float:
+        cut = CutNetwork(self.graph, kept)
+        before = max((old for _, _, old in self._best), key=lambda old: old.shared(kept), default=None)
+        sweep = Sweep(cut, self.fit, ORACLE_RIDGE, before, remember=True)
+        sweep.run()
+        loss = self._judged(cut, sweep)
+        self._calls += 1
+        if REMEMBERED * sweep.memory() <= MOST_MEMORY:
+            self._best = sorted([*self._best, (loss, -self._calls, sweep)], key=lambda one: one[:2])[:REMEMBERED]
+        return loss
+
+    def _judged(self, cut: CutNetwork, sweep: Sweep) -> float:
+        logits, headed = self._logits(cut, sweep)
+        apart = softened_divergence(self.fit.judged_logits, logits)
+        return float(F.cross_entropy(logits.double(), self.targets) * apart) ** 0.5 if headed else apart
+
+    def _logits(self, cut: CutNetwork, sweep: Sweep) -> tuple[torch.Tensor, bool]:
+        """On the samples that judge, and whether a head was fitted."""
+        output = self.graph.program.captured.output
+        layer = self.fit.layers.get(output.name)
+        if self.head and layer is not None and layer.is_linear and self.fit.logits.ndim == 2:
+            features = [env[layer.data] for env in sweep.envs]
+            fitted = [x[:n] for x, n in zip(features, self.fit.fitted, strict=True)]
+            fit_head(cut, self.fit, torch.cat(fitted), max_iter=HEAD_STEPS)
+            judged = torch.cat([x[n:] for x, n in zip(features, self.fit.fitted, strict=True)])
+            bias = None if layer.bias is None else cut.tensors[layer.bias]
+            return F.linear(judged, cut.tensors[layer.weight], bias), True
+        return torch.cat([env[output.name][n:] for env, n in zip(sweep.envs, self.fit.fitted, strict=True)]), False

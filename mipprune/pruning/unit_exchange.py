@@ -1,0 +1,131 @@
+"""A search over single units: exchanges that leave the curves' order behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import numpy as np
+
+from .widths import WidthSearch
+
+__all__ = ["UnitExchange"]
+
+
+class UnitExchange:
+    """Random exchanges of single units, and of a few units of one group for those of another, judged by the oracle.
+
+    The curves' order around the dense network says little about which units a network of a tenth of its size should
+    have; this search starts from any mask and moves off that order.  A local search: no bound, and never worse than
+    its start by the oracle.
+
+    Args:
+        widths: curves, limits, allowed widths and the oracle.
+        pinned: bool (n_units,), units that stay.
+        alike: groups (projected streams) of which only the number of units counts.
+    """
+
+    def __init__(
+        self, widths: WidthSearch, pinned: np.ndarray, seed: int = 0, alike: Collection[int] = ()
+    ) -> None:
+        self.widths, self.pinned, self.alike = widths, pinned, set(alike)
+        self._rng = np.random.default_rng(seed)
+        sizes = [len(curve.order) for curve in widths.curves]
+        self._units = [np.arange(end - n, end) for n, end in zip(sizes, np.cumsum(sizes), strict=True)]
+        self._rank = np.concatenate([np.argsort(curve.order) for curve in widths.curves])  # high: stays long
+
+    def run(
+        self, kept: np.ndarray, loss: float, evaluations: int, goes_on: Callable[[], bool] = lambda: True
+    ) -> tuple[np.ndarray, float]:
+        """The best mask found and its loss, from ``kept`` of this ``loss``, after so many networks or when told to."""
+        seen = {kept.tobytes()}
+        spent = 0
+        for _ in range(20 * evaluations):  # moves that don't fit or were tried before cost nothing
+            if spent == evaluations or not goes_on():
+                break
+            trial = self._moved(kept)
+            if trial is None or trial.tobytes() in seen:
+                continue
+            seen.add(trial.tobytes())
+            spent += 1
+            value = self.widths.oracle(trial)
+            if value < loss:
+                kept, loss = trial, value
+        return kept, loss
+
+    def until(
+        self, kept: np.ndarray, enough: float, evaluations: int, goes_on: Callable[[], bool] = lambda: True
+    ) -> tuple[np.ndarray, float, int]:
+        """Like :meth:`run`, but ends as soon as the loss is at most ``enough``; also says how many networks it took."""
+        loss, spent = self.widths.oracle(kept), 1
+        while loss > enough and spent < evaluations and goes_on():
+            kept, loss = self.run(kept, loss, 1, goes_on)
+            spent += 1
+        return kept, loss, spent
+
+    def thinned(self, kept: np.ndarray) -> np.ndarray | None:
+        """Units taken away, least predicted loss per cost first, until the limits hold; ``None`` if they can't."""
+        kept, widths = kept.copy(), self.widths
+        counts = self._counts(kept)
+        while not widths.fits(counts):
+            options = []
+            for g, curve in enumerate(widths.curves):
+                out = [u for u in self._by_rank(g) if kept[u] and not self.pinned[u]]
+                narrower = widths.allowed[g][widths.allowed[g] < counts[g]]
+                if not len(narrower) or len(out) < counts[g] - narrower[-1]:
+                    continue
+                less = counts.copy()
+                less[g] = narrower[-1]
+                size = len(curve.order)
+                loss = curve.error[size - less[g]] - curve.error[size - counts[g]]
+                saved = sum(widths.costs.cost(r, counts) - widths.costs.cost(r, less) for r in widths.limits)
+                options.append((loss / max(saved, 1), g, out[: counts[g] - less[g]]))
+            if not options:
+                return None
+            _, g, out = min(options, key=lambda option: option[:2])
+            kept[out] = False
+            counts[g] -= len(out)
+        return kept
+
+    def _moved(self, kept: np.ndarray) -> np.ndarray | None:
+        a, b = self._rng.integers(len(self._units), size=2)
+        if a == b and int(a) in self.alike:
+            return None
+        out = [u for u in self._by_rank(a) if kept[u] and not self.pinned[u]]
+        back = [u for u in self._by_rank(b)[::-1] if not kept[u]]
+        if not out or not back:
+            return None
+        trial = kept.copy()
+        if a == b:
+            trial[self._rng.choice(out[: max(1, 2 * len(out) // 3)])] = False
+            trial[self._rng.choice(back[: max(3, len(back) // 3)])] = True
+            return trial
+        trial[out[: self._rng.integers(1, len(out) // 4 + 2)]] = False
+        counts = self._counts(trial)
+        counts[b] = self._widest(counts, b)
+        if counts[b] == kept[self._units[b]].sum():
+            return None
+        counts = self.widths.filled(counts)
+        if any(k not in allowed for k, allowed in zip(counts, self.widths.allowed, strict=True)):
+            return None
+        for group, count in enumerate(counts):
+            off = [u for u in self._by_rank(group)[::-1] if not trial[u]]
+            trial[off[: count - trial[self._units[group]].sum()]] = True
+        return trial
+
+    def _by_rank(self, group: int) -> np.ndarray:
+        """Units of a group, those that leave first by the curve first."""
+        units = self._units[group]
+        return units[np.argsort(self._rank[units])]
+
+    def _counts(self, kept: np.ndarray) -> np.ndarray:
+        return np.array([int(kept[units].sum()) for units in self._units], dtype=np.int64)
+
+    def _widest(self, counts: np.ndarray, group: int) -> int:
+        """The largest width of one group that the limits allow beside the others'."""
+        width, trial = int(counts[group]), counts.copy()
+        for wider in self.widths.allowed[group][self.widths.allowed[group] > width]:
+            trial[group] = wider
+            if not self.widths.fits(trial):
+                break
+            width = int(wider)
+        return width
