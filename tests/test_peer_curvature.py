@@ -1,4 +1,8 @@
-"""K-FAC factors, Hessian and Gauss-Newton products against curvlinops and BackPACK, where they are installed."""
+"""K-FAC factors, Hessian and Gauss-Newton products against curvlinops and BackPACK, where they are installed.
+
+Beside a CPU build of torch (BackPACK's torchvision doesn't import there, and isn't needed): pip install --no-deps
+-c constraints.txt curvlinops-for-pytorch backpack-for-pytorch einconv einops linear-operator opt-einsum unfoldnd
+"""
 
 from __future__ import annotations
 
