@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mipprune as mp
+from mipprune.bounds.extract import piecewise_linear
 from mipprune.errors import BudgetError, ConfigError, PlanError, TraceError, UnknownLayerError
 from mipprune.repair import CutNetwork
 from mipprune.surgery import PrunePlan, load, save, sync_config, transfer_optimizer
@@ -374,6 +375,11 @@ def test_refusals() -> None:
         mp.prune(model, (x, y), **(options | {"units": "layers"}))
     with pytest.raises(BudgetError, match="latency tables"):
         mp.prune(model, (x, y), **(options | {"budget": mp.Latency(0.5)}))
+    data = mp.game.as_data((x, y), graph)
+    for fine in (lambda: mp.allow_empty(branches, x), lambda: mp.measure_latency(branches, x),
+                 lambda: mp.curvature.refit_curves(branches, data), lambda: piecewise_linear(branches)):
+        with pytest.raises(ConfigError, match="speaks of neurons, channels and heads"):
+            fine()
     plan = PrunePlan.from_mask(branches, np.array([False, True]))
     other = CASES["transformer"].build()
     with pytest.raises(PlanError, match="removes 'block1"):

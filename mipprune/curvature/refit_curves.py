@@ -65,6 +65,7 @@ def refit_curves(
         pinned: bool (n_units,), units that stay; they come last in ``order``.
         temperature: t of the softened KL divergence, which is multiplied by t^2 as in distillation.
     """
+    graph.require_fine("a refit-aware curve")
     pinned = np.zeros(graph.n_units, dtype=bool) if pinned is None else pinned
     readers = _measured(graph, data, ridge, temperature, probes, seed)
     return [_eliminate(g, readers[i], pinned[g.units]) for i, g in enumerate(graph.groups)]
@@ -79,6 +80,7 @@ def refit_errors(
     Args:
         kept: bool (n_units,); every group is taken apart, as the curves do.
     """
+    graph.require_fine("a refit-aware curve")
     out = np.zeros(len(graph.groups))
     readers = _measured(graph, data, ridge, temperature, probes, seed)
     for i, group in enumerate(graph.groups):
