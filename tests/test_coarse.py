@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mipprune as mp
+from mipprune.bounds.extract import piecewise_linear
 from mipprune.errors import BudgetError, ConfigError, PlanError, TraceError, UnknownLayerError
 from mipprune.repair import CutNetwork
 from mipprune.surgery import PrunePlan, load, save, sync_config, transfer_optimizer
@@ -301,6 +302,43 @@ def test_networks_without_branches_are_refused() -> None:
         mp.coarsen(mp.trace(case.build(), case.inputs(1)), case.inputs(1))
 
 
+class Block(nn.Module):
+    """An attention written out between linear layers, and a feed-forward that may end in a sigmoid."""
+
+    def __init__(self, bounded: bool) -> None:
+        super().__init__()
+        self.bounded = bounded
+        self.q, self.k, self.v, self.out = (nn.Linear(6, 6) for _ in range(4))
+        self.mlp = nn.Sequential(nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (2, 3)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + (torch.sigmoid(self.mlp(x)) if self.bounded else self.mlp(x))
+
+
+def test_work_in_plain_code_stays_and_is_counted() -> None:
+    """The projections leave, the attention goes on with zeros; masks and costs say exactly that."""
+    model, x = nn.Sequential(Block(False), Block(False), nn.Linear(6, 2)).double().eval(), torch.randn(3, 5, 6).double()
+    graph = mp.coarsen(mp.trace(model, x), x)
+    assert [unit.name for unit in graph.coarse] == ["0.q", "1.q", "0.mlp", "1.mlp"]
+    for kept in every_mask(graph):
+        small = PrunePlan.from_mask(graph, kept).apply(model)
+        with torch.no_grad():
+            expected = graph.program.run([x], torch.from_numpy(kept).double())
+            torch.testing.assert_close(small(x), expected, rtol=0, atol=1e-12)
+        assert (graph.macs(kept), graph.params(kept)) == counted_costs(small, x)
+    attention = 2 * 2 * 5 * 5 * 3  # scores and sums of two heads
+    assert graph.macs(np.zeros(4, dtype=bool)) == 2 * attention + 5 * 6 * 2
+
+
+def test_a_block_leaves_with_all_its_branches_or_not_at_all() -> None:
+    model, x = nn.Sequential(Block(True), Block(False), nn.Linear(6, 2)).eval(), torch.randn(2, 5, 6)
+    graph = mp.coarsen(mp.trace(model, x), x, "blocks")
+    assert [unit.name for unit in graph.coarse] == ["1"]
+    assert ("0", "another branch of the block can't leave") in [(p.module, p.reason) for p in graph.pinned]
+
+
 class Tied(nn.Module):
     """A branch whose weight the output layer shares."""
 
@@ -337,6 +375,11 @@ def test_refusals() -> None:
         mp.prune(model, (x, y), **(options | {"units": "layers"}))
     with pytest.raises(BudgetError, match="latency tables"):
         mp.prune(model, (x, y), **(options | {"budget": mp.Latency(0.5)}))
+    data = mp.game.as_data((x, y), graph)
+    for fine in (lambda: mp.allow_empty(branches, x), lambda: mp.measure_latency(branches, x),
+                 lambda: mp.curvature.refit_curves(branches, data), lambda: piecewise_linear(branches)):
+        with pytest.raises(ConfigError, match="speaks of neurons, channels and heads"):
+            fine()
     plan = PrunePlan.from_mask(branches, np.array([False, True]))
     other = CASES["transformer"].build()
     with pytest.raises(PlanError, match="removes 'block1"):

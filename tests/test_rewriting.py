@@ -292,6 +292,7 @@ def test_plans_name_code_that_changed() -> None:
     assert torch.equal(everything.apply(model)(x), model(x))
 
 
+@pytest.mark.slow
 def test_prune_takes_the_teaching_gpt() -> None:
     class Classifier(nn.Module):
         def __init__(self) -> None:
@@ -328,6 +329,7 @@ def test_casts_do_not_hide_where_sizes_come_from() -> None:
         torch.testing.assert_close(small(x), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_pruned_network_compiles_and_exports() -> None:
     model, x, graph = gpt()
     small = PrunePlan.from_mask(graph, half(graph)).apply(model)

@@ -54,6 +54,7 @@ def piecewise_linear(graph: UnitGraph, joined: bool = True) -> PiecewiseLinear:
         TraceError: an operation that is neither affine nor ReLU nor max pooling (named with its module and source
             line), or a network with several inputs.
     """
+    graph.require_fine("a bound")
     return _Extraction(graph.program).run(joined)
 
 

@@ -80,6 +80,7 @@ def refit_curves(
         temperature: t of the softened KL divergence, which is multiplied by t^2 as in distillation.
         probes, seed: of the output metrics, see :func:`output_metrics`.
     """
+    graph.require_fine("a refit-aware curve")
     pinned = np.zeros(graph.n_units, dtype=bool) if pinned is None else pinned
     readers = _measured(graph, data, ridge, temperature, probes, seed)
     curves = [_eliminate(g, readers[i], pinned[g.units]) for i, g in enumerate(graph.groups)]
@@ -98,6 +99,7 @@ def refit_errors(
         kept: bool (n_units,); every group is taken apart, as the curves do.
         graph, data, ridge, temperature, probes, seed: as in :func:`refit_curves`.
     """
+    graph.require_fine("a refit-aware curve")
     out = np.zeros(len(graph.groups))
     readers = _measured(graph, data, ridge, temperature, probes, seed)
     streams = _stream_errors(graph, data, readers)

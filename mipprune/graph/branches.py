@@ -51,7 +51,7 @@ class Branch:
         add: node name of the sum; ``argument``: which of its two arguments the branch is.
         nodes: operations that serve nothing else.
         removals: the modules that leave.
-        macs: multiply-adds per sample of the operations.
+        macs: multiply-adds per sample that leave with the modules; those of plain code stay.
     """
 
     name: str
@@ -90,13 +90,13 @@ class CoarseUnit:
         return name == self.name or any(_inside(name, path) or _inside(path, name) for path in paths)
 
 
-def find_branches(program: Program, returns: Mapping[str, str]) -> tuple[list[Branch], list[tuple[str, str]]]:
-    """The residual branches of a network, in execution order, and (module, reason) for those that can't be removed.
+def find_branches(program: Program, returns: Mapping[str, str]) -> tuple[list[Branch], list[tuple[str, str, fx.Node]]]:
+    """The residual branches of a network, in execution order, and (module, reason, sum) of those that can't be removed.
 
     A *branch* is an addend y of a sum x + y such that x, or what x alone is computed from, is also what y is computed
     from, and y takes weights.  Of two sums one inside the other the inner one counts; where both addends take weights
     (a projection on the skip), the one with more layers is the branch.  It can be removed when stubs that return zeros
-    in the place of whole modules leave none of its products and make y exactly 0.
+    in the place of whole modules make y exactly 0; products in plain code stay, on zeros.
 
     Args:
         returns: module path -> :attr:`Removal.returns`, for the modules that a stub can stand in for.
@@ -123,11 +123,11 @@ def find_branches(program: Program, returns: Mapping[str, str]) -> tuple[list[Br
         reason = _why_not(program, add, argument, part, removals)
         name = _name(program, part, removals, [p for _, _, p in chosen if p is not part])
         if reason is None:
-            macs = sum(program.macs.get(n.name, 0) for n in part)
+            macs = sum(program.macs.get(n.name, 0) for n in part if _in_modules(n, removals))
             served = part | {n for n in program.captured.nodes if n not in alive and part & set(n.all_input_nodes)}
             branches.append(Branch(name, add, argument, frozenset(n.name for n in served), removals, macs))
         else:
-            refused.append((name, reason))
+            refused.append((name, reason, add))
     return branches, refused
 
 
@@ -202,32 +202,38 @@ def _why_not(
     program: Program, add: fx.Node, argument: int, part: set[fx.Node], removals: tuple[Removal, ...]
 ) -> str | None:
     """Why the stubs don't make the branch vanish, or ``None`` if they do."""
-    paths = {r.module for r in removals}
     tensors = program.captured.tensors
+    order = sorted(part, key=program.captured.nodes.index)
     zero: set[fx.Node] = set()
-    for node in sorted(part, key=program.captured.nodes.index):
-        if any(path in paths for path in _paths(node)):
-            zero.add(node)
-        elif node.name in program.macs:
-            return f"the branch computes in plain code, or in a module that others share: {describe(node)}"
-        elif _is_zero(node, zero):
+    for node in order:
+        if _in_modules(node, removals) or _is_zero(node, zero):
             zero.add(node)
     for node in program.captured.nodes:  # a stub has no parameters that others could read
         for a in node.all_input_nodes:
             owner = tensors.get(a.name, "").rpartition(".")[0]
-            if node not in part and owner and any(_inside(owner, path) for path in paths):
+            if node not in part and owner and any(_inside(owner, r.module) for r in removals):
                 return f"{tensors[a.name]!r} is also read outside of the branch ({describe(node)})"
     if _argument(add, argument) in zero:
-        return None
-    last = next((n for n in sorted(part, key=program.captured.nodes.index) if n not in zero
-                 and any(a in zero for a in n.all_input_nodes)), _argument(add, argument))
+        working = any(n.name in program.macs and _in_modules(n, removals) for n in order)
+        return None if working else "none of its work is done in modules that could leave"
+    product = next((n for n in order if n.name in program.macs and n not in zero), None)
+    if product is not None:
+        return f"the branch computes in plain code, or in a module that others share: {describe(product)}"
+    last = next((n for n in order if n not in zero and any(a in zero for a in n.all_input_nodes)),
+                _argument(add, argument))
     return f"without its modules the branch isn't zero: {describe(last)}"
+
+
+def _in_modules(node: fx.Node, removals: tuple[Removal, ...]) -> bool:
+    return any(r.module in _paths(node) for r in removals)
 
 
 def _is_zero(node: fx.Node, zero: set[fx.Node]) -> bool:
     name = str(node.target).removeprefix("aten.").partition(".")[0]
     name = "getitem" if node.target is operator.getitem else name
     inputs = [a for a in node.all_input_nodes if not is_integer_node(a)]
+    if name == "scaled_dot_product_attention":
+        return node.args[2] in zero
     if name in _PRODUCTS:
         return any(a in zero for a in inputs)
     if name in _SUMS:

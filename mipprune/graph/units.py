@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from ..costs import BilinearCost, Cost, CostModel
-from ..errors import UnknownLayerError
+from ..errors import ConfigError, UnknownLayerError
 from .branches import CoarseUnit
 from .context import Context, Value
 from .counting import CostCounter
@@ -166,6 +166,12 @@ class UnitGraph:
             own = [i for i, unit in enumerate(self.coarse) if unit.answers_to(name)]
             mask[own or self.group(name).units] = True
         return mask
+
+    def require_fine(self, what: str) -> None:
+        """Raise :class:`ConfigError` if units are whole branches, which ``what`` knows nothing of."""
+        if self.coarse:
+            raise ConfigError(f"{what} speaks of neurons, channels and heads; give it the graph of mipprune.trace, "
+                              f"not that of mipprune.coarsen")
 
     def macs(self, kept: np.ndarray | None = None) -> int:
         """Multiply-adds per sample when the mask ``kept`` (bool, (n_units,)) stays; of the dense network by default."""

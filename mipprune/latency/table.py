@@ -140,6 +140,7 @@ def measure_latency(
     Raises:
         BudgetError: fewer than 8 networks.
     """
+    graph.require_fine("a latency table")
     args = inputs if isinstance(inputs, tuple) else (inputs,)
     if n_networks < 8:
         raise BudgetError(f"n_networks must be at least 8, got {n_networks}")

@@ -8,12 +8,13 @@ import re
 import networkx as nx
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ..costs import BilinearCost, Cost, CostModel
 from ..errors import ConfigError, TraceError
 from ..graph import Pinned, Program, UnitGraph, UnitGroup
 from ..graph.branches import Branch, CoarseUnit, find_branches
+from ..graph.describe import module_path
 from ..graph.stubs import watch_returns
 from ..graph.values import MaskEdge, batch_dim
 from .trial import Trial
@@ -56,8 +57,13 @@ def coarsen(
         raise ConfigError("the units of this graph are coarse already; give coarsen what mipprune.trace returned")
     example = example_input if isinstance(example_input, tuple) else (example_input,)
     example = tuple(x[:1] for x in example)
-    branches, refused = find_branches(graph.program, watch_returns(graph.model, example))
+    branches, stuck = find_branches(graph.program, watch_returns(graph.model, example))
+    refused = [(name, reason) for name, reason, _ in stuck]
     found = _units(branches, units)
+    if units == "blocks":  # a block whose other branch stays wouldn't be its skip
+        held = {_block(add) or name for name, _, add in stuck}
+        refused += [(unit.name, "another branch of the block can't leave") for unit in found if unit.name in held]
+        found = [unit for unit in found if unit.name not in held]
     owned = [_own_parameters(graph.model, unit) for unit in found]
     shared = [unit.name for unit, own in zip(found, owned) if own is None]
     refused += [(name, "its modules share parameters with modules that stay") for name in shared]
@@ -94,10 +100,14 @@ def _units(branches: list[Branch], units: str) -> list[CoarseUnit]:
     else:
         named = {}
         for branch in branches:
-            stack = list((branch.add.meta.get("nn_module_stack") or {}).values())
-            block = re.match(r"(.*\.\d+|\d+)(\.|$)", stack[-1][0] if stack else "")
-            named.setdefault(block[1] if block else branch.name, []).append(branch)
+            named.setdefault(_block(branch.add) or branch.name, []).append(branch)
     return [CoarseUnit(name, tuple(own)) for name, own in named.items()]
+
+
+def _block(add: fx.Node) -> str:
+    """The innermost entry of a container that a sum lies in, ``""`` if in none."""
+    found = re.match(r"(.*\.\d+|\d+)(\.|$)", module_path(add))
+    return found[1] if found else ""
 
 
 def _own_parameters(model: nn.Module, unit: CoarseUnit) -> int | None:
@@ -123,7 +133,7 @@ def _built(
     units: list[CoarseUnit] = []
     for own in members.values():
         names = tuple(unit.name for unit in own)
-        sums = dict.fromkeys(_module(branch) for unit in own for branch in unit.branches)
+        sums = dict.fromkeys(module_path(branch.add) for unit in own for branch in unit.branches)
         groups.append(UnitGroup(own[0].name, names, tuple(sums), len(own), len(units), fewest=0))
         units += own
     counts = np.array(list(members), dtype=np.int64).reshape(-1, 2)
@@ -140,7 +150,7 @@ def _built(
             value = branch.add.args[branch.argument].meta["val"]  # type: ignore[union-attr]
             dim = next(d for d in range(value.ndim - 1, -1, -1) if d != batch_dim(value))
             labels = torch.ones(int(value.shape[dim]), dtype=torch.int64)
-            edges.append(MaskEdge(branch.add, _module(branch), dim, labels, branch.argument))
+            edges.append(MaskEdge(branch.add, module_path(branch.add), dim, labels, branch.argument))
             numbers.append(np.full(len(labels), number))
     program = Program(graph.model, graph.program.captured)
     program.bind(edges, numbers, len(units))
@@ -150,11 +160,6 @@ def _built(
     costs = CostModel(tuple(g.name for g in groups), sizes, resources)
     pinned = tuple(Pinned(name, 1, reason) for name, reason in refused)
     return UnitGraph(graph.model, tuple(groups), pinned, costs, {}, (), program, coupling, coarse=tuple(units))
-
-
-def _module(branch: Branch) -> str:
-    stack = list((branch.add.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][0]) if stack else ""
 
 
 def _with_fewest(graph: UnitGraph, trial: Trial) -> UnitGraph:

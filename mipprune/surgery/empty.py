@@ -34,6 +34,7 @@ def allow_empty(graph: UnitGraph, example_input: torch.Tensor | tuple[torch.Tens
     Costs one surgery and a few forward passes, a forward pass without arithmetic per candidate group, and about
     log2(groups) more surgeries for each group that can't be emptied.
     """
+    graph.require_fine("allow_empty")
     example = example_input if isinstance(example_input, tuple) else (example_input,)
     example = tuple(x[:1] for x in example)
     reasons: dict[int, str] = {}
