@@ -54,8 +54,8 @@ class RefitOracle:
     """
 
     def __init__(
-        self, graph: UnitGraph, data: LabelledData, unseen: LabelledData | None, head: bool = False,
-        labels: bool = False, seed: int = 0,
+        self, graph: UnitGraph, data: LabelledData, unseen: LabelledData | None, head: bool = False, seed: int = 0,
+        labels: bool = False,
     ) -> None:
         self.graph, self.head, self.labels = graph, head, labels
         first = max(1, 2 * len(data) // 3)

@@ -39,7 +39,7 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
     curves = search.refit_curves()
     may_empty = bool((search.floor == 0).any())
     heads = "head" in search.repairer.names
-    oracle = RefitOracle(search.graph, search.data, search.unseen, heads, may_empty, search.seed)
+    oracle = RefitOracle(search.graph, search.data, search.unseen, heads, search.seed, may_empty)
     widths = WidthSearch(curves, costs, limits, search.allowed, oracle, search.seed)
     trials = int(SEARCH_WORK / max(1, search.graph.macs(best.kept) * len(search.data)))
     trials = min(max(trials, FEWEST_TRIALS), MOST_TRIALS)
