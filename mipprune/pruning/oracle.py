@@ -82,12 +82,12 @@ class RefitOracle:
         return loss
 
     def _judged(self, cut: CutNetwork, sweep: Sweep) -> float:
-        logits, headed = self._logits(cut, sweep)
+        logits = self._logits(cut, sweep)
         apart = softened_divergence(self.fit.judged_logits, logits)
-        return float(F.cross_entropy(logits.double(), self.targets) * apart) ** 0.5 if headed else apart
+        return float(F.cross_entropy(logits.double(), self.targets) * apart) ** 0.5 if self.labels else apart
 
-    def _logits(self, cut: CutNetwork, sweep: Sweep) -> tuple[torch.Tensor, bool]:
-        """On the samples that judge, and whether a head was fitted."""
+    def _logits(self, cut: CutNetwork, sweep: Sweep) -> torch.Tensor:
+        """On the samples that judge, after the head's fit."""
         output = self.graph.program.captured.output
         layer = self.fit.layers.get(output.name)
         if self.head and layer is not None and layer.is_linear and self.fit.logits.ndim == 2:
@@ -96,5 +96,5 @@ class RefitOracle:
             fit_head(cut, self.fit, torch.cat(fitted), max_iter=HEAD_STEPS)
             judged = torch.cat([x[n:] for x, n in zip(features, self.fit.fitted, strict=True)])
             bias = None if layer.bias is None else cut.tensors[layer.bias]
-            return F.linear(judged, cut.tensors[layer.weight], bias), True
-        return torch.cat([env[output.name][n:] for env, n in zip(sweep.envs, self.fit.fitted, strict=True)]), False
+            return F.linear(judged, cut.tensors[layer.weight], bias)
+        return torch.cat([env[output.name][n:] for env, n in zip(sweep.envs, self.fit.fitted, strict=True)])
