@@ -246,7 +246,7 @@ def test_the_oracle_judges_on_what_the_refit_did_not_see(mlp: nn.Module, digits_
     assert oracle(kept) == pytest.approx(0, abs=1e-6)
     kept[:12] = False
     assert oracle(kept) > 0.01
-    fitted = RefitOracle(graph, data, None, head=True)
+    fitted = RefitOracle(graph, data, None, head=True, labels=True)
     assert fitted(kept) == fitted(kept) > 0  # of labels and dense logits, after the head's fit
     assert fitted(np.ones(graph.n_units, dtype=bool)) < fitted(kept)
 
@@ -257,7 +257,7 @@ def test_what_a_network_takes_over_from_another_changes_nothing(head: bool) -> N
     model, x = TinyResNet().eval(), torch.randn(60, 1, 6, 6)
     graph = mp.allow_empty(mp.trace(model, x[:1]), x[:1])
     data = as_data((x, torch.randint(0, 3, (60,))), graph)
-    oracle = RefitOracle(graph, data, None, head)
+    oracle = RefitOracle(graph, data, None, head, labels=head)
     rng = np.random.default_rng(1)
     kept = np.ones(graph.n_units, dtype=bool)
     taken = 0
@@ -268,7 +268,7 @@ def test_what_a_network_takes_over_from_another_changes_nothing(head: bool) -> N
         if rng.random() < 0.2 and least_counts(graph, 1)[graph.groups.index(group)] == 0:
             kept[group.units] = False
         taken += any(old.shared(kept) for _, _, old in oracle._best)
-        assert oracle(kept) == RefitOracle(graph, data, None, head)(kept)
+        assert oracle(kept) == RefitOracle(graph, data, None, head, labels=head)(kept)
     assert taken >= 2
 
 

@@ -19,7 +19,7 @@ __all__ = ["search_widths"]
 
 #: Networks that the searches repair and measure: as many as this many multiply-adds (of the smaller network, on all
 #: samples) pay for, within a range.
-SEARCH_WORK, FEWEST_TRIALS, MOST_TRIALS = 1.5e10, 20, 120
+SEARCH_WORK, FEWEST_TRIALS, MOST_TRIALS = 8e9, 20, 120
 #: The share of them that goes to choices of groups to empty, and to widths; the rest is for exchanges of units.
 PATTERN_SHARE, WIDTH_SHARE = 0.1, 0.3
 #: How many choices of groups to empty share the widths' evaluations, and the exchanges.
@@ -37,7 +37,9 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
     search.tick("searching widths")
     costs = search.graph.costs
     curves = search.refit_curves()
-    oracle = RefitOracle(search.graph, search.data, search.unseen, "head" in search.repairer.names, search.seed)
+    may_empty = bool((search.floor == 0).any())
+    heads = "head" in search.repairer.names
+    oracle = RefitOracle(search.graph, search.data, search.unseen, heads, search.seed, may_empty)
     widths = WidthSearch(curves, costs, limits, search.allowed, oracle, search.seed)
     trials = int(SEARCH_WORK / max(1, search.graph.macs(best.kept) * len(search.data)))
     trials = min(max(trials, FEWEST_TRIALS), MOST_TRIALS)

@@ -33,7 +33,7 @@ class RiseOracle(RefitOracle):
         self._dense = self._cross_entropy(self.fit.judged_logits)
 
     def _judged(self, cut: CutNetwork, sweep: Sweep) -> float:
-        return self._cross_entropy(self._logits(cut, sweep)[0]) - self._dense
+        return self._cross_entropy(self._logits(cut, sweep)) - self._dense
 
     def _cross_entropy(self, logits: torch.Tensor) -> float:
         return float(F.cross_entropy(logits.double(), self.targets))
