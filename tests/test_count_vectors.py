@@ -12,8 +12,9 @@ import pytest
 from mipprune.costs import BilinearCost, CostModel, TabulatedCost
 from mipprune.errors import InfeasibleError
 from mipprune.solver import Problem, count_vectors, solve
+from mipprune.solver.capped_simplex import project_capped_simplex
 from mipprune.solver.cardinality_convex import descend_convex
-from mipprune.solver.cardinality_qp import ActiveSet, project_capped_simplex
+from mipprune.solver.cardinality_qp import ActiveSet
 from mipprune.solver.cardinality_search import exchange
 from mipprune.solver.convex_tree import least_vertex
 from mipprune.solver.count_vectors import CountVectors, bound_by_counts, decide_by_counts, removal_counts

@@ -15,9 +15,10 @@ from scipy.optimize import minimize
 
 from mipprune.errors import BudgetError, DataError, InfeasibleError, SolverError
 from mipprune.solver import curve, curve_search
+from mipprune.solver.capped_simplex import project_capped_simplex, tangent_bounds
 from mipprune.solver.cardinality_convex import relax_convex
 from mipprune.solver.cardinality_exact import branch_and_bound, quadratic_table, table_minima
-from mipprune.solver.cardinality_qp import ActiveSet, StalledError, project_capped_simplex, tangent_bounds
+from mipprune.solver.cardinality_qp import ActiveSet, StalledError
 from mipprune.solver.cardinality_search import exchange, greedy_paths, kick, screened_exchange
 from mipprune.solver.curve import LADDER, SizeCurve, size_curve, size_curves
 from mipprune.surrogates import Additive, LinearHead, Quadratic, Surrogate

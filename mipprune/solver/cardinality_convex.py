@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .cardinality_qp import project_capped_simplex, tangent_bounds
+from .capped_simplex import project_capped_simplex, tangent_bounds
 
 __all__ = ["descend_convex", "relax_convex"]
 

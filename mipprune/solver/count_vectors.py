@@ -18,8 +18,8 @@ from typing import Self
 
 import numpy as np
 
+from .capped_simplex import project_capped_simplex
 from .cardinality_convex import descend_convex
-from .cardinality_qp import project_capped_simplex
 from .convex_tree import TREE_UNITS, ConvexTree, settled_units
 from .masks import costs_of
 from .oracles import FunctionOracle, oracle_of

@@ -12,9 +12,10 @@ import numpy as np
 from ..errors import DataError
 from ..surrogates.base import Surrogate
 from ..surrogates.quadratic import Quadratic
+from .capped_simplex import tangent_bounds
 from .cardinality_convex import relax_convex
 from .cardinality_exact import TABLE_UNITS, branch_and_bound, quadratic_table, table_minima
-from .cardinality_qp import ActiveSet, StalledError, tangent_bounds
+from .cardinality_qp import ActiveSet, StalledError
 from .cardinality_search import exchange, greedy_paths, kick, screened_exchange
 from .parallel import run_jobs
 

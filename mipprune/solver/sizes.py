@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
+from .capped_simplex import project_capped_simplex, tangent_bounds
 from .cardinality_convex import relax_convex
-from .cardinality_qp import ActiveSet, project_capped_simplex, tangent_bounds
+from .cardinality_qp import ActiveSet
 from .convex_tree import settled_units
 from .improve import round_by
 from .masks import costs_of
