@@ -88,6 +88,7 @@ def ours(model: nn.Module, graph: UnitGraph, data: bar.Data, budget: float, lm: 
     options = {"budget": mp.Macs(budget), "holdout": data.test, "validation": data.calibration, "progress": False}
     result = mp.prune(model, data.train, **options)
     lm = lm and any(isinstance(m, bar.Attention) for m in model.modules())  # it doesn't win on convolutions
+    graph = mp.allow_empty(graph, data.train[0][:1])  # as prune may have done
     yield from staged("mipprune", model, graph, result.kept, data, result.report.ratio("macs"),
                       result.report.cpu_seconds, tune=True, lm=lm)
     if budget < 0.2:
