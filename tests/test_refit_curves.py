@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 import mipprune as mp
 from mipprune.curvature import output_metrics, refit_curves, refit_errors
 from mipprune.game import LabelledData, as_data
-from mipprune.graph import UnitGraph, find_layers
+from mipprune.graph import UnitGraph, find_layers, trace
 
 
 def conv_case() -> tuple[UnitGraph, LabelledData]:
@@ -95,3 +96,23 @@ def test_batches_do_not_matter_and_seeds_do() -> None:
     assert all(x == y for x, y in zip(a, b))
     c = refit_curves(graph, data, probes=2, seed=2)
     assert not np.allclose(a[0].error, c[0].error)
+
+
+def test_inputs_that_hardly_vary_about_a_large_mean() -> None:
+    """Their covariance drowns in single precision unless they are shifted first."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)).eval()
+    with torch.no_grad():
+        model[0].weight.mul_(0.05)
+        model[0].bias.fill_(100.0)
+        model[2].bias.sub_(model[2](torch.full((7,), 100.0)))  # logits around 0
+    x = torch.randn(300, 5)
+    y = model(x).argmax(1)
+    graph = trace(model, x[:1])
+    single = refit_curves(graph, as_data((x, y), graph))[0]
+    double = copy.deepcopy(model).double()
+    graph = trace(double, x[:1].double())
+    exact = refit_curves(graph, as_data((x.double(), y), graph))[0]
+    assert (np.diff(exact.error) > 0).all()
+    assert single.error == pytest.approx(exact.error, rel=0.02, abs=1e-3 * exact.error[-1])
+    assert single.lower == pytest.approx(exact.lower, rel=0.02, abs=1e-3 * exact.error[-1])

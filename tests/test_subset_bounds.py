@@ -119,6 +119,18 @@ def test_wide_layers_do_without_tangents(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found[1] == pytest.approx(best[1])
 
 
+def test_nearly_dependent_inputs_leave_the_single_errors() -> None:
+    """Fewer samples than inputs and hardly a ridge: the inverse is not positive definite any more."""
+    rng = np.random.default_rng(4)
+    precision = covariance(rng, 6, 2, 0.5)
+    precision[:2, :2] = [[1.0, 1.0 + 1e-9], [1.0 + 1e-9, 1.0]]  # one unit of two inputs, slightly indefinite
+    weight = rng.normal(size=(3, 6))
+    found = least_errors([Regression(precision, weight)], 3)
+    blocks = [slice(0, 2), slice(2, 4), slice(4, 6)]
+    single = [np.trace(weight[:, s] @ np.linalg.solve(precision[s, s], weight[:, s].T)) for s in blocks]
+    assert found == pytest.approx(np.maximum.accumulate([0.0, *sorted(single)]))
+
+
 def test_without_readers_nothing_is_known() -> None:
     assert (least_errors([], 3) == 0).all()
 

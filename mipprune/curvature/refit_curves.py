@@ -170,12 +170,15 @@ def _covariances(graph: UnitGraph, data: LabelledData, layers: list[Layer]) -> l
     second: dict[str, torch.Tensor] = {}
     first: dict[str, torch.Tensor] = {}
     count: dict[str, int] = {}
+    shift: dict[str, torch.Tensor] = {}
     for part in data.batches(256):
         env = dict(zip(graph.program.captured.inputs, part.inputs, strict=True))
         values = graph.program.values(env, {layer.data for layer in layers})
         for layer in layers:
             x = layer.design(values[layer.data], tensors[layer.weight])[0]
             name = layer.node.name
+            # inputs that hardly vary about a large mean would leave nothing but rounding in single precision
+            x = x - shift.setdefault(name, x.mean(1, keepdim=True))
             second[name] = second.get(name, 0) + (x @ x.T).double()
             first[name] = first.get(name, 0) + x.sum(1, dtype=torch.float64)
             count[name] = count.get(name, 0) + x.shape[1]

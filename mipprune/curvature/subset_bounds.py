@@ -63,13 +63,25 @@ def least_errors(regressions: Sequence[Regression], n_units: int) -> np.ndarray:
     best = np.zeros(n_units + 1)
     if not regressions:
         return best
-    relaxed = [_Relaxation(one, n_units) for one in regressions]
-    best[1:] = np.sort(sum((one.single for one in relaxed), np.zeros(n_units)))
-    best = np.maximum(best, sum(one.rank_bounds()[kept] for one in relaxed))
-    with contextlib.suppress(np.linalg.LinAlgError):  # inputs too nearly dependent: the other bounds stay
+    best[1:] = np.sort(sum((_single_errors(one, n_units) for one in regressions), np.zeros(n_units)))
+    with contextlib.suppress(np.linalg.LinAlgError):  # too nearly dependent inputs leave the first bound
+        relaxed = [_Relaxation(one, n_units) for one in regressions]
+        best = np.maximum(best, sum(one.rank_bounds()[kept] for one in relaxed))
         for value, slope in _tangents(relaxed, n_units):
             best = np.maximum(best, value + np.concatenate([[0.0], np.cumsum(np.sort(slope))])[kept])
     return np.maximum.accumulate(best)
+
+
+def _blocks(given: Regression, n_units: int) -> np.ndarray:
+    """P_uu of every unit, (n, b, b)."""
+    b, at = len(given.precision) // n_units, np.arange(n_units)
+    return given.precision.reshape(n_units, b, n_units, b)[at, :, at]
+
+
+def _single_errors(given: Regression, n_units: int) -> np.ndarray:
+    """The error of each unit's removal alone, ``tr w_u P_uu^-1 w_u'``: (n,)."""
+    own = given.weight.reshape(len(given.weight), n_units, -1).transpose(1, 2, 0)  # (n, b, m)
+    return np.einsum("ubm,ubm->u", own, np.linalg.solve(_blocks(given, n_units), own))
 
 
 def _tangents(relaxed: Sequence[_Relaxation], n_units: int) -> Iterator[tuple[float, np.ndarray]]:
@@ -87,16 +99,17 @@ def _tangents(relaxed: Sequence[_Relaxation], n_units: int) -> Iterator[tuple[fl
 
 
 class _Relaxation:
-    """One regression's part of the three bounds."""
+    """One regression's part of the rank and perspective bounds.
+
+    Raises:
+        numpy.linalg.LinAlgError: the precision isn't positive definite in double precision.
+    """
 
     def __init__(self, given: Regression, n_units: int) -> None:
         self.weight = given.weight
         self.n, self.b = n_units, len(given.precision) // n_units
         self.covariance = np.linalg.inv(given.precision)
-        blocks = given.precision.reshape(self.n, self.b, self.n, self.b)[np.arange(self.n), :, np.arange(self.n)]
-        inverse = np.linalg.inv(blocks)
-        own = self.weight.reshape(-1, self.n, self.b)
-        self.single = np.einsum("mub,ubc,muc->u", own, inverse, own)
+        inverse = np.linalg.inv(_blocks(given, n_units))
         root = np.linalg.cholesky(inverse)  # root' P_uu root = 1
         scaled = np.einsum("uba,ubvc->uavc", root, given.precision.reshape(self.n, self.b, self.n, self.b))
         scaled = np.einsum("uavc,vcd->uavd", scaled, root).reshape(given.precision.shape)
