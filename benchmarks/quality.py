@@ -35,6 +35,7 @@ import torch
 from torch import nn
 
 import mipprune as mp
+from mipprune.errors import InfeasibleError
 from mipprune.game import as_data
 from mipprune.graph import UnitGraph
 from mipprune.pruning.baseline import magnitude_mask
@@ -152,7 +153,10 @@ def main() -> None:
                     parts = [refitted(model, data, budget)] if arguments.refit_only else [
                         ours(model, graph, data, budget, not arguments.no_lm), simple(model, graph, data, budget, seed)
                     ]
-                    runs[name, seed, budget] = [result for part in parts for result in part]
+                    try:
+                        runs[name, seed, budget] = [result for part in parts for result in part]
+                    except InfeasibleError:  # one unit a layer costs more
+                        runs[name, seed, budget] = []
                     _write(arguments.json, runs)
             if seed < peer_seeds:
                 for row in peers.compare(name, model, data, seed, kinds, budgets, arguments.peers):
