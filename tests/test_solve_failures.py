@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,26 +157,34 @@ def children() -> set[int]:
     return found
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for child processes in /proc")
-def test_a_killed_cbc_leaves_the_incumbent() -> None:
-    problem = hard_problem()
-    before, killed, done = children(), [], threading.Event()
+@contextlib.contextmanager
+def on_new_child(act: Callable[[int], None]) -> Iterator[list[int]]:
+    """Do something a moment after the first child process is there; yields the numbers of those it was done for."""
+    before, done = children(), threading.Event()
+    seen: list[int] = []
 
-    def kill() -> None:
-        while not done.is_set() and not killed:
+    def watch() -> None:
+        while not done.is_set() and not seen:
             for child in children() - before:
                 time.sleep(0.1)
-                os.kill(child, signal.SIGKILL)
-                killed.append(child)
+                seen.append(child)
+                act(child)
             time.sleep(0.01)
 
-    watcher = threading.Thread(target=kill)
+    watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        solution = solve(problem, solver="cbc", time_limit=20)
+        yield seen
     finally:
         done.set()
         watcher.join()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for child processes in /proc")
+def test_a_killed_cbc_leaves_the_incumbent() -> None:
+    problem = hard_problem()
+    with on_new_child(lambda child: os.kill(child, signal.SIGKILL)) as killed:
+        solution = solve(problem, solver="cbc", time_limit=20)
     assert killed
     assert is_sound(problem, solution)
     assert not solution.proved
@@ -183,25 +193,12 @@ def test_a_killed_cbc_leaves_the_incumbent() -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for child processes in /proc")
 def test_ctrl_c_ends_the_cbc_that_was_running() -> None:
     problem = hard_problem()
-    before, seen, done = children(), [], threading.Event()
-
-    def interrupt() -> None:
-        while not done.is_set() and not seen:
-            for child in children() - before:
-                time.sleep(0.1)
-                seen.append(child)
-                os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-
     gc.collect()
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    watcher = threading.Thread(target=interrupt)
-    watcher.start()
     try:
-        solution = solve(problem, solver="cbc", time_limit=20)
+        with on_new_child(lambda child: os.kill(os.getpid(), signal.SIGINT)) as seen:
+            solution = solve(problem, solver="cbc", time_limit=20)
     finally:
-        done.set()
-        watcher.join()
         signal.signal(signal.SIGINT, handler)
     left = children() & set(seen)
     for child in left:

@@ -13,7 +13,7 @@ from ..graph.layers import named_arguments
 from ..records import Record, frozen_array
 from .output_metric import output_metrics
 from .stream_basis import projected_errors, stream_basis
-from .subset_bounds import Regression, least_errors
+from .subset_bounds import Regression, least_errors, single_errors
 
 __all__ = ["RefitCurve", "refit_curves", "refit_errors"]
 
@@ -193,7 +193,7 @@ def _eliminate(group: UnitGroup, readers: list[_Reader], pinned: np.ndarray) -> 
     states = [(r.inverse.copy(), r.weight.copy(), r.columns.copy()) for r in readers]
     error, order = np.zeros(n + 1), []
     for removed in range(n):
-        scores = sum((_scores(*state) for state in states), np.zeros(len(alive)))
+        scores = sum((single_errors(*state) for state in states), np.zeros(len(alive)))
         free = np.where(pinned[alive], np.inf, scores)
         if not np.isfinite(free).any():  # only pinned units are left: any order will do, no size below is allowed
             order += alive.tolist()
@@ -206,12 +206,6 @@ def _eliminate(group: UnitGroup, readers: list[_Reader], pinned: np.ndarray) -> 
         states = [_removed(*state, best) for state in states]
     lower = least_errors([reader.regression() for reader in readers], n)
     return RefitCurve(frozen_array(order, np.int64), frozen_array(error), frozen_array(np.minimum(lower, error)))
-
-
-def _scores(inverse: np.ndarray, weight: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    blocks = inverse[columns[:, :, None], columns[:, None, :]]  # (n, b, b)
-    own = weight[:, columns].transpose(1, 2, 0)  # (n, b, m)
-    return np.einsum("nbm,nbm->n", own, np.linalg.solve(blocks, own))
 
 
 def _removed(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import scipy.linalg
 
-__all__ = ["Regression", "least_errors"]
+__all__ = ["Regression", "least_errors", "single_errors"]
 
 #: Shares of the units kept that the relaxation is solved for; its tangents hold at all others too.
 SHARES = (0.8, 0.4, 0.1)
@@ -63,7 +63,10 @@ def least_errors(regressions: Sequence[Regression], n_units: int) -> np.ndarray:
     best = np.zeros(n_units + 1)
     if not regressions:
         return best
-    best[1:] = np.sort(sum((_single_errors(one, n_units) for one in regressions), np.zeros(n_units)))
+    single = np.zeros(n_units)
+    for one in regressions:
+        single += single_errors(one.precision, one.weight, np.arange(len(one.precision)).reshape(n_units, -1))
+    best[1:] = np.sort(single)
     with contextlib.suppress(np.linalg.LinAlgError):  # too nearly dependent inputs leave the first bound
         relaxed = [_Relaxation(one, n_units) for one in regressions]
         best = np.maximum(best, sum(one.rank_bounds()[kept] for one in relaxed))
@@ -72,16 +75,17 @@ def least_errors(regressions: Sequence[Regression], n_units: int) -> np.ndarray:
     return np.maximum.accumulate(best)
 
 
-def _blocks(given: Regression, n_units: int) -> np.ndarray:
-    """P_uu of every unit, (n, b, b)."""
-    b, at = len(given.precision) // n_units, np.arange(n_units)
-    return given.precision.reshape(n_units, b, n_units, b)[at, :, at]
+def single_errors(precision: np.ndarray, weight: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The error of each unit's removal alone, ``tr w_u P_uu^-1 w_u'``: (n,).
 
-
-def _single_errors(given: Regression, n_units: int) -> np.ndarray:
-    """The error of each unit's removal alone, ``tr w_u P_uu^-1 w_u'``: (n,)."""
-    own = given.weight.reshape(len(given.weight), n_units, -1).transpose(1, 2, 0)  # (n, b, m)
-    return np.einsum("ubm,ubm->u", own, np.linalg.solve(_blocks(given, n_units), own))
+    Args:
+        precision: float64 (D, D), inverse covariance of the inputs.
+        weight: float64 (m, D).
+        columns: int (n, b), the units' inputs.
+    """
+    blocks = precision[columns[:, :, None], columns[:, None, :]]  # (n, b, b)
+    own = weight[:, columns].transpose(1, 2, 0)  # (n, b, m)
+    return np.einsum("ubm,ubm->u", own, np.linalg.solve(blocks, own))
 
 
 def _tangents(relaxed: Sequence[_Relaxation], n_units: int) -> Iterator[tuple[float, np.ndarray]]:
@@ -109,7 +113,8 @@ class _Relaxation:
         self.weight = given.weight
         self.n, self.b = n_units, len(given.precision) // n_units
         self.covariance = np.linalg.inv(given.precision)
-        inverse = np.linalg.inv(_blocks(given, n_units))
+        at = np.arange(self.n)
+        inverse = np.linalg.inv(given.precision.reshape(self.n, self.b, self.n, self.b)[at, :, at])
         root = np.linalg.cholesky(inverse)  # root' P_uu root = 1
         scaled = np.einsum("uba,ubvc->uavc", root, given.precision.reshape(self.n, self.b, self.n, self.b))
         scaled = np.einsum("uavc,vcd->uavd", scaled, root).reshape(given.precision.shape)
