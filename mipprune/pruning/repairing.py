@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..game import LabelledData
@@ -74,7 +75,7 @@ class Repairer:
     ) -> tuple[nn.Module, tuple[RepairStep, ...]]:
         """The smaller network of a mask, repaired (by ``names`` only, if given), and what every repair did.
 
-        Only ``"lm"`` asks whether it ``goes_on``: the others are part of what a mask was chosen for, so a network that
+        Only ``"lm"`` asks whether it ``goes_on``, before every step; of its steps the best by the judging data stays.  The others are part of what a mask was chosen for, so a network that
         is delivered without them could break the tolerance it was found to keep.
         """
         begin = time.perf_counter()
@@ -87,17 +88,21 @@ class Repairer:
             cut = CutNetwork(self.graph, kept)
             wanted = self.names if names is None else names
             for name in (n for n in REPAIRS if n in wanted and (n != "lm" or goes_on())):
-                best = self._try(name, small, cut, best, steps)
+                best = self._try(name, small, cut, best, steps, goes_on)
         return small.train(training), tuple(steps)
 
-    def _try(self, name: str, small: nn.Module, cut: CutNetwork, best: Quality, steps: list[RepairStep]) -> Quality:
+    def _try(
+        self, name: str, small: nn.Module, cut: CutNetwork, best: Quality, steps: list[RepairStep],
+        goes_on: Callable[[], bool],
+    ) -> Quality:
         begin = time.perf_counter()
         before = {key: value.clone() for key, value in small.state_dict().items()}
         if name == "bn":
             changed = bool(recalibrate_batch_norm(small, self.data))
         else:
+            cut.read(small)  # batch-norm statistics that an earlier repair renewed there alone
             tensors = {key: value.clone() for key, value in cut.tensors.items()}
-            changed = self._change(name, cut)
+            changed = self._change(name, cut, goes_on)
             cut.write(small)
         if not changed:
             return best
@@ -113,12 +118,20 @@ class Repairer:
                     cut.tensors[key].copy_(value)
         return best
 
-    def _change(self, name: str, cut: CutNetwork) -> bool:
+    def _change(self, name: str, cut: CutNetwork, goes_on: Callable[[], bool]) -> bool:
         if name == "refit":
             return refit_cut(cut, self.dense) > 0
         if name == "head":
             return refit_head(cut, self.dense)
         if count_weights(cut) > MOST_WEIGHTS:
             return False
-        polish(cut, self.dense)
+        polish(cut, self.dense, judge=lambda: self._loss(cut), goes_on=goes_on)
         return True
+
+    @torch.no_grad()
+    def _loss(self, cut: CutNetwork) -> float:
+        """Cross-entropy on the data that judge, as :func:`measure` has it."""
+        total = 0.0
+        for part in self.judge.batches():
+            total += float(F.cross_entropy(cut.run(part.inputs).double(), part.targets, reduction="sum"))
+        return total / len(self.judge)

@@ -95,6 +95,14 @@ class CutNetwork:
             if self._names[node] in own:
                 own[self._names[node]].copy_(tensor)
 
+    @torch.no_grad()
+    def read(self, small: nn.Module) -> None:
+        """The other way round: copy the tensors of ``small`` into this network's."""
+        own = small.state_dict(keep_vars=True)
+        for node, tensor in self.tensors.items():
+            if self._names[node] in own:
+                tensor.copy_(own[self._names[node]])
+
     def step(self, node: fx.Node, env: dict[str, Any], batch: int) -> Any:
         """Result of one operation on the values in ``env``, for ``batch`` samples."""
         return self._result(node, env, self.tensors, batch)
