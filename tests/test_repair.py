@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,8 @@ import mipprune as mp
 from mipprune.game import as_data
 from mipprune.graph import UnitGraph, find_layers
 from mipprune.graph.layers import Grid
-from mipprune.repair import CutNetwork, DenseRun, polish, refit, refit_cut, refit_head
+from mipprune.repair import CutNetwork, DenseRun, refit, refit_cut, refit_head
 from mipprune.repair.ridge import RIDGES, cross_validated
-from mipprune.repair.second_order import _Linearised, _trainable
 from mipprune.surgery import PrunePlan
 from mipprune.testing.cases import NETWORKS
 
@@ -228,32 +226,3 @@ def test_the_head_is_at_its_optimum(digits_flat: Any) -> None:
     refit_cut(plain, dense)
     r = torch.log_softmax(plain.run(dense.data.inputs) / 4, 1)
     assert (soft.exp() * (soft - p)).sum() < (soft.exp() * (soft - r)).sum()
-
-
-def test_products_with_the_jacobian(digits_flat: Any) -> None:
-    graph, kept, dense = digits_case(digits_flat)
-    cut = CutNetwork(graph, kept)
-    names = _trainable(cut)
-    x = dense.data.inputs[0][:5]
-    linear = _Linearised(cut, names, [x])
-
-    def logits(*values: torch.Tensor) -> torch.Tensor:
-        return cut.evaluate([x], cut.tensors | dict(zip(names, values)))
-
-    parts = torch.autograd.functional.jacobian(logits, tuple(cut.tensors[n] for n in names))
-    full = torch.cat([p.reshape(50, -1) for p in parts], 1)
-    v, u = torch.randn(full.shape[1]), torch.randn(5, 10)
-    torch.testing.assert_close(linear.forward(v).flatten(), full @ v, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(linear.transposed(u), full.T @ u.flatten(), atol=1e-4, rtol=1e-4)
-
-
-def test_second_order_steps_only_go_down(digits_flat: Any) -> None:
-    graph, kept, dense = digits_case(digits_flat)
-    cut = CutNetwork(graph, kept)
-    refit_cut(cut, dense)
-    errors = polish(cut, dense, steps=4)
-    assert len(errors) == 5
-    assert all(b <= a for a, b in itertools.pairwise(errors))
-    assert errors[-1] < 0.9 * errors[0]
-    missing = (cut.run(dense.data.inputs) - dense.logits).square().sum() / 300
-    assert errors[-1] == pytest.approx(float(missing), rel=1e-5)

@@ -28,6 +28,7 @@ _ENOUGH = 0.05
 Flat = torch.Tensor
 
 
+@torch.enable_grad()  # whatever the caller has set
 def polish(
     cut: CutNetwork, dense: DenseRun, *, steps: int = 12, damping: float = 0.1, iterations: int = 40,
     share: float = 0.3, temperature: float = 4.0, seed: int = 0, judge: Callable[[], float] | None = None,
