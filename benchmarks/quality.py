@@ -9,10 +9,10 @@ images, which nothing else sees.  The JSON file holds every single run and is wr
 run that is started again with the same file goes on where it stopped, and files of single --models can be run side by
 side.
 
-Stages: "one-shot" (as cut), "bn" (batch-norm recalibrated), "refit" (refit and convex head), "lm" (second-order repair
-after that, of the transformer), "finetune" (five epochs of AdamW after the last of these).  Methods: "mipprune" is
-``mp.prune`` as it comes; "mipprune selection" the network that it chooses and leaves as cut for repair=(); "random" and
-"magnitude" get the same repairs; for "torch-pruning ..." see peers.py.
+Stages: "one-shot" (as cut), "bn" (batch-norm recalibrated), "refit" (refit and convex head), "lm" (a run of its own,
+``mp.prune`` with the second-order repair among the repairs), "finetune" (five epochs of AdamW after the last of these).
+Methods: "mipprune" is ``mp.prune`` as it comes; "mipprune selection" the network that it chooses and leaves as cut for
+repair=(); "random" and "magnitude" get the closed-form repairs; for "torch-pruning ..." see peers.py.
 """
 
 from __future__ import annotations
@@ -54,24 +54,14 @@ Runs = dict[tuple[str, int, float], list[Result]]
 
 
 def staged(
-    method: str, model: nn.Module, graph: UnitGraph, kept: np.ndarray, data: bar.Data, ratio: float, seconds: float,
-    tune: bool, lm: bool,
+    method: str, model: nn.Module, graph: UnitGraph, kept: np.ndarray, data: bar.Data, ratio: float, seconds: float
 ) -> Iterator[Result]:
     """Accuracy of the mask's network after each repair."""
     repairer = Repairer(graph, as_data(data.train, graph), as_data(data.calibration, graph), ())
-    stages = [("one-shot", ()), ("bn", ("bn",)), ("refit", ("bn", "refit", "head"))]
-    if lm:
-        stages.append(("lm", ("bn", "refit", "head", "lm")))
-    for stage, names in stages:
+    for stage, names in (("one-shot", ()), ("bn", ("bn",)), ("refit", ("bn", "refit", "head"))):
         begin = time.process_time()
         small, _ = repairer.deploy(kept, names)
         yield method, stage, bar.accuracy(small, data.test), ratio, seconds + time.process_time() - begin
-    if tune:
-        begin = time.process_time()
-        small = fine_tune(
-            small, data.train, validation=data.calibration, teacher=model, epochs=5, lr=TUNING_RATE, progress=False
-        ).model
-        yield method, "finetune", bar.accuracy(small, data.test), ratio, time.process_time() - begin
 
 
 def random_mask(graph: UnitGraph, limit: int, seed: int) -> np.ndarray:
@@ -85,13 +75,22 @@ def random_mask(graph: UnitGraph, limit: int, seed: int) -> np.ndarray:
 
 
 def ours(model: nn.Module, graph: UnitGraph, data: bar.Data, budget: float, lm: bool) -> Iterator[Result]:
-    """``mp.prune`` as it comes, and for networks that are left as cut."""
+    """``mp.prune`` as it comes, with the second-order repair, fine-tuned, and for networks that are left as cut."""
     options = {"budget": mp.Macs(budget), "holdout": data.test, "validation": data.calibration, "progress": False}
     result = mp.prune(model, data.train, **options)
-    lm = lm and any(isinstance(m, bar.Attention) for m in model.modules())  # it doesn't win on convolutions
     graph = mp.allow_empty(graph, data.train[0][:1])  # as prune may have done
     yield from staged("mipprune", model, graph, result.kept, data, result.report.ratio("macs"),
-                      result.report.cpu_seconds, tune=True, lm=lm)
+                      result.report.cpu_seconds)
+    if lm:
+        result = mp.prune(model, data.train, repair=("bn", "refit", "head", "lm"), **options)
+        yield ("mipprune", "lm", bar.accuracy(result.model, data.test), result.report.ratio("macs"),
+               result.report.cpu_seconds)
+    begin = time.process_time()
+    small = fine_tune(
+        result.model, data.train, validation=data.calibration, teacher=model, epochs=5, lr=TUNING_RATE, progress=False
+    ).model
+    yield ("mipprune", "finetune", bar.accuracy(small, data.test), result.report.ratio("macs"),
+           time.process_time() - begin)
     if budget < 0.2:
         return  # as cut, nothing is left to compare
     cut = mp.prune(model, data.train, repair=(), **options)
@@ -114,7 +113,7 @@ def simple(model: nn.Module, graph: UnitGraph, data: bar.Data, budget: float, se
     masks = {"random": random_mask(graph, limit, seed),
              "magnitude": magnitude_mask(graph, {"macs": limit}, np.zeros(graph.n_units, bool), 1)}
     for method, kept in masks.items():
-        yield from staged(method, model, graph, kept, data, graph.macs(kept) / graph.macs(), 0.0, tune=False, lm=False)
+        yield from staged(method, model, graph, kept, data, graph.macs(kept) / graph.macs(), 0.0)
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
@@ -221,5 +220,6 @@ def test_a_repair_starts_from_the_renewed_batch_norm(monkeypatch: pytest.MonkeyP
     with_bn = mp.PrunePlan.from_mask(graph, kept).apply(model)
     recalibrate_batch_norm(with_bn, data)
     taken = [step.name for step in repairer.deploy(kept)[1] if step.taken]
-    assert ("bn" in taken) and len(seen) == 1
+    assert "bn" in taken
+    assert len(seen) == 1
     torch.testing.assert_close(seen[0], with_bn(x).detach(), atol=1e-5, rtol=1e-5)

@@ -75,8 +75,9 @@ class Repairer:
     ) -> tuple[nn.Module, tuple[RepairStep, ...]]:
         """The smaller network of a mask, repaired (by ``names`` only, if given), and what every repair did.
 
-        Only ``"lm"`` asks whether it ``goes_on``, before every step; of its steps the best by the judging data stays.  The others are part of what a mask was chosen for, so a network that
-        is delivered without them could break the tolerance it was found to keep.
+        Only ``"lm"`` asks whether it ``goes_on``, before every step; of its steps the best by the judging data stays.
+        The others are part of what a mask was chosen for, so a network that is delivered without them could break the
+        tolerance it was found to keep.
         """
         begin = time.perf_counter()
         small = PrunePlan.from_mask(self.graph, kept).apply(self.graph.model)

@@ -50,7 +50,7 @@ class Krylov:
         self.values, self.vectors = self._decomposed(diagonal, beside)
 
     def solve(self, shift: float) -> torch.Tensor:
-        """x (P,) for c = ``shift`` > 0."""
+        """The solution x (P,) for c = ``shift`` > 0."""
         part = self.vectors @ (self.vectors[0] * self.norm / (self.values + shift))
         return self.basis.T @ torch.from_numpy(part).to(self.basis)
 

@@ -76,27 +76,10 @@ def polish(
             break
         curvature = problem.curvature(torch.randperm(problem.n, generator=generator)[:samples], generator)
         diagonal = curvature.diagonal if diagonal is None else (diagonal + curvature.diagonal) / 2
-        mean = diagonal.mean()
-        scale = (diagonal.clamp_min(1e-4 * mean) * mean).pow(-0.25)  # of D^-1/2
-        start = -scale * problem.gradient()
-        space = Krylov(lambda v: scale * curvature.product(scale * v), start, iterations, _ENOUGH, damping / _FACTOR)
-        before = problem.weights()
-
-        def attempt(value: float) -> float:
-            problem.assign(before + scale * space.solve(value))
-            loss = problem.loss()
-            return loss if np.isfinite(loss) else np.inf
-
-        found, loss = _least(attempt, damping)
-        if loss < losses[-1]:
-            damping = found
-            problem.assign(before + scale * space.solve(found))
-            if best is not None and judge is not None and (value := judge()) < best[0]:
-                best = (value, problem.weights(), step)
-        else:
-            damping *= _BACK
-            problem.assign(before)
-        losses.append(min(loss, losses[-1]))
+        loss, damping = _step(problem, curvature, diagonal, damping, iterations, losses[-1])
+        if loss < losses[-1] and best is not None and judge is not None and (value := judge()) < best[0]:
+            best = (value, problem.weights(), step)
+        losses.append(loss)
     if best is not None:
         problem.assign(best[1])
     return losses
@@ -107,21 +90,43 @@ def count_weights(cut: CutNetwork) -> int:
     return sum(cut.tensors[name].numel() for name in _trainable(cut))
 
 
-def _least(attempt: Callable[[float], float], start: float) -> tuple[float, float]:
-    """The damping of the lowest loss on a ladder around ``start``, climbed as long as the loss falls; and that loss."""
-    best, loss = start, attempt(start)
+def _step(
+    problem: _Problem, curvature: _Curvature, diagonal: Flat, damping: float, iterations: int, loss: float
+) -> tuple[float, float]:
+    """One step from weights of this ``loss``, in place: the new loss, and the damping to go on with.
+
+    Dampings on a ladder around the last one are tried, as long as the loss falls; if none lowers it, nothing moves.
+    """
+    mean = diagonal.mean()
+    scale = (diagonal.clamp_min(1e-4 * mean) * mean).pow(-0.25)  # of D^-1/2
+    space = Krylov(
+        lambda v: scale * curvature.product(scale * v), -scale * problem.gradient(), iterations, _ENOUGH,
+        damping / _FACTOR,
+    )
+    before = problem.weights()
+
+    def attempt(value: float) -> float:
+        problem.assign(before + scale * space.solve(value))
+        found = problem.loss()
+        return found if np.isfinite(found) else np.inf
+
+    best, least = damping, attempt(damping)
     trials = 1
     for factor in (_FACTOR, 1 / _FACTOR):
         improved = False
         while trials < _TRIALS:
             value = attempt(best * factor)
             trials += 1
-            if value >= loss:
+            if value >= least:
                 break
-            best, loss, improved = best * factor, value, True
+            best, least, improved = best * factor, value, True
         if improved:
             break
-    return best, loss
+    if least < loss:
+        problem.assign(before + scale * space.solve(best))
+        return least, best
+    problem.assign(before)
+    return loss, damping * _BACK
 
 
 def _trainable(cut: CutNetwork) -> list[str]:
