@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -69,9 +71,31 @@ class RefitOracle:
         self._best: list[tuple[float, int, Sweep]] = []
         self._calls = 0
 
-    @torch.no_grad()
     def __call__(self, kept: np.ndarray) -> float:
+        return self._repaired(CutNetwork(self.graph, kept))
+
+    def repaired(self, kept: np.ndarray) -> tuple[CutNetwork, float]:
+        """The repaired network, whose tensors are nobody else's, and its loss."""
         cut = CutNetwork(self.graph, kept)
+        loss = self._repaired(cut)  # later sweeps may take over its tensors
+        copies = {id(tensor): tensor.clone() for tensor in cut.tensors.values()}
+        own = copy.copy(cut)
+        own.tensors = {node: copies[id(tensor)] for node, tensor in cut.tensors.items()}
+        return own, loss
+
+    @torch.no_grad()
+    def judged(self, cut: CutNetwork) -> float:
+        """The loss of any network on the samples that judge."""
+        names = self.graph.program.captured.inputs
+        parts = [
+            cut.run([env[name] for name in names])[n:]
+            for env, n, size in zip(self.fit.inputs, self.fit.fitted, self.fit.sizes, strict=True) if n < size
+        ]
+        return self._loss(torch.cat(parts))
+
+    @torch.no_grad()
+    def _repaired(self, cut: CutNetwork) -> float:
+        kept = cut.kept
         before = max((old for _, _, old in self._best), key=lambda old: old.shared(kept), default=None)
         sweep = Sweep(cut, self.fit, ORACLE_RIDGE, before, remember=True)
         sweep.run()
@@ -82,7 +106,9 @@ class RefitOracle:
         return loss
 
     def _judged(self, cut: CutNetwork, sweep: Sweep) -> float:
-        logits = self._logits(cut, sweep)
+        return self._loss(self._logits(cut, sweep))
+
+    def _loss(self, logits: torch.Tensor) -> float:
         apart = softened_divergence(self.fit.judged_logits, logits)
         return float(F.cross_entropy(logits.double(), self.targets) * apart) ** 0.5 if self.labels else apart
 

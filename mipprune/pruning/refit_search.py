@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import InfeasibleError
 from ..records import frozen_array
 from .oracle import RefitOracle
+from .polishing import best_polished, can_polish
 from .search import Candidate, Searcher
 from .surrogates import refit_size_curves
 from .unit_exchange import UnitExchange
@@ -24,6 +25,8 @@ SEARCH_WORK, FEWEST_TRIALS, MOST_TRIALS = 8e9, 20, 120
 PATTERN_SHARE, WIDTH_SHARE = 0.1, 0.3
 #: How many choices of groups to empty share the widths' evaluations, and the exchanges.
 SEMIFINALISTS, FINALISTS = 3, 2
+#: Networks that are polished where the second-order repair follows: as many as this many multiply-adds pay for.
+POLISH_WORK, FEWEST_POLISHED, MOST_POLISHED = 6e7, 2, 4
 
 
 def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, plain: np.ndarray) -> Candidate:
@@ -58,7 +61,8 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
         finalists.append((plain, other))
     streams = [stream.group for stream, _ in oracle.fit.streams]
     exchange = UnitExchange(widths, search.pinned, search.seed, streams)
-    left = trials - len(widths.seen)
+    polishes = "lm" in search.repairer.names and can_polish(search.graph, finalists[0][0])
+    left = 0 if polishes else trials - len(widths.seen)  # a polish makes good what exchanges would (measured)
     while finalists:  # half of what is left goes to all that are left, then the worst one leaves
         share = left if len(finalists) == 1 else left // (2 * len(finalists))
         finalists = [exchange.run(*finalist, share, search.goes_on) for finalist in finalists]
@@ -66,6 +70,8 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
         finalists.sort(key=lambda found: found[1])
         kept = finalists[0][0]
         finalists.pop()
+    if polishes and search.goes_on():
+        kept = _polished(search, oracle, widths, kept)
     counts = costs.counts(kept)
     last = best.stages[-1]
     if (kept == widths.mask(counts)).all():
@@ -78,6 +84,20 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
         true_drop=last.true_drop + quality.loss - best.quality.loss,
     )
     return Candidate(kept, quality, (*best.stages[:-1], stage))
+
+
+def _polished(search: Searcher, oracle: RefitOracle, widths: WidthSearch, kept: np.ndarray) -> np.ndarray:
+    """The best network after a short second-order repair, of ``kept`` and the best widths of several choices to empty.
+
+    Half of the places go to the choices, the others to the best widths whatever they empty.
+    """
+    search.tick("polishing")
+    work = search.graph.macs(kept) * len(search.data)
+    places = min(max(int(POLISH_WORK / max(1, work)), FEWEST_POLISHED), MOST_POLISHED)
+    counts = [found for found, _ in widths.finalists(places // 2)]
+    counts += [found for found, _ in widths.best(places)]
+    masks = list({mask.tobytes(): mask for mask in (kept, *map(widths.mask, counts))}.values())[:places]
+    return best_polished(oracle, masks, search.goes_on)[0]
 
 
 def _choose_empty(search: Searcher, widths: WidthSearch, limits: dict[str, int], evaluations: int) -> None:
