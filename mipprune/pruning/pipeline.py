@@ -121,9 +121,9 @@ def prune(
             and the network with the lower calibration loss (or cost, with a tolerance) wins; ``"head"`` and
             ``"refit"`` use 1.
         repair: any of ``"bn"`` (fresh batch-norm statistics), ``"refit"`` (:func:`mipprune.repair.refit`), ``"head"``
-            (:func:`~mipprune.repair.refit_head`) and ``"lm"`` (:func:`~mipprune.repair.polish`, for at most 8,000
-            kept weights); none takes a gradient-descent step.  Each is kept only where the loss falls, and reported
-            apart.  ``()`` leaves the network as cut.
+            (:func:`~mipprune.repair.refit_head`) and ``"lm"`` (:func:`~mipprune.repair.polish`, for at most 100,000
+            kept weights; takes about as long as the rest); none takes a gradient-descent step.  Each is kept only where
+            the loss falls, and reported apart.  ``()`` leaves the network as cut.
         holdout: data for the report alone, never for the selection; a number is the share of ``data`` to set apart.
         validation: more data that no repair is fitted to: it judges repairs and the networks of the width search.
             Without it the calibration data judge the repairs.
