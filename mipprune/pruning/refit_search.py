@@ -35,7 +35,9 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
     Widths to start from: those of ``best``, those of the baseline's mask ``plain``, and the curves' for every choice of
     groups to empty, if there are few, or else for those that one change after another leads to.  The best choices
     share the width search, the best of these the exchanges of units.  So the result is never worse than ``plain`` by
-    the oracle.
+    the oracle.  Where the second-order repair follows, a tournament of short polishes takes the place of the exchanges
+    (:func:`~mipprune.pruning.polishing.best_polished`): divergences on new images were 2% and 12% lower so, and
+    accuracies the same (a small transformer at 5% and 10%, five seeds).
     """
     search.tick("searching widths")
     costs = search.graph.costs
@@ -62,7 +64,7 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
     streams = [stream.group for stream, _ in oracle.fit.streams]
     exchange = UnitExchange(widths, search.pinned, search.seed, streams)
     polishes = "lm" in search.repairer.names and can_polish(search.graph, finalists[0][0])
-    left = 0 if polishes else trials - len(widths.seen)  # a polish makes good what exchanges would (measured)
+    left = 0 if polishes else trials - len(widths.seen)
     while finalists:  # half of what is left goes to all that are left, then the worst one leaves
         share = left if len(finalists) == 1 else left // (2 * len(finalists))
         finalists = [exchange.run(*finalist, share, search.goes_on) for finalist in finalists]
