@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import signal
 import threading
 from typing import Any
@@ -181,16 +182,19 @@ def test_exchanges_find_units_that_the_curves_order_hides() -> None:
     widths = WidthSearch(curves, costs, {"macs": limit}, widths_from(curves, 2, 3), oracle)
     start = widths.mask(np.array([4, 4])) | pinned
     start[np.flatnonzero(start & ~pinned)[: start.sum() - 8]] = False
-    kept, loss = UnitExchange(widths, pinned, seed=1).run(start, oracle(start), 200)
+    path = UnitExchange(widths, pinned, seed=1).run(start, oracle(start), 200)
+    kept, loss = path[-1]
+    assert (path[0][0] == start).all()
+    assert all(a[1] > b[1] == oracle(b[0]) for a, b in itertools.pairwise(path))
     assert loss == oracle(kept) < oracle(start) - 10
-    assert 3 < len(seen) <= 203
+    assert 3 < len(seen) <= 203 + len(path)
     assert all(a >= 2 and b >= 3 and costs.cost("macs", np.array([a, b])) <= limit for a, b in seen)
     best = max(worth[:8][np.argsort(worth[:8])[-a:]].sum() + worth[8:][np.argsort(worth[8:])[-b:]].sum()
                for a in range(2, 9) for b in range(3, 9) if costs.cost("macs", np.array([a, b])) <= limit)
     assert -loss >= 0.8 * best  # a local optimum
     same = UnitExchange(widths, pinned, seed=1).run(start, oracle(start), 200)
-    assert (same[0] == kept).all()
-    assert UnitExchange(widths, pinned).run(start, oracle(start), 50, lambda: False)[1] == oracle(start)
+    assert (same[-1][0] == kept).all()
+    assert len(UnitExchange(widths, pinned).run(start, oracle(start), 50, lambda: False)) == 1
 
 
 def test_exchanges_keep_to_allowed_widths() -> None:
@@ -267,7 +271,7 @@ def test_what_a_network_takes_over_from_another_changes_nothing(head: bool) -> N
         kept[group.offset + rng.integers(1, group.size)] ^= True
         if rng.random() < 0.2 and least_counts(graph, 1)[graph.groups.index(group)] == 0:
             kept[group.units] = False
-        taken += any(old.shared(kept) for _, _, old in oracle._best)
+        taken += any(old.shared(CutNetwork(graph, kept)) for _, _, old in oracle._best)
         assert oracle(kept) == RefitOracle(graph, data, None, head, labels=head)(kept)
     assert taken >= 2
 

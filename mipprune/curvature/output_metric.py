@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import torch
@@ -9,9 +11,15 @@ from torch import fx
 
 from ..game.data import LabelledData
 from ..graph import Layer, UnitGraph
-from ..graph.capture import is_integer_node
+from ..graph.capture import int_at, is_integer_node, shape_at
+from ..graph.values import batch_dim
 
-__all__ = ["output_metrics"]
+__all__ = ["enough", "output_metrics", "position_metrics", "pulled_back"]
+
+#: Layers with more positions are left to count them alike: the metric would be as large as the layer's data.
+MOST_POSITIONS = 256
+#: Samples that are enough for metrics that only weigh errors against one another.
+ENOUGH = 512
 
 
 def output_metrics(
@@ -35,11 +43,68 @@ def output_metrics(
         seed: of the signs.
         batch_size: samples at a time.
     """
-    generator = torch.Generator().manual_seed(seed)
     names = {layer.node.name: layer for layer in layers}
     out: dict[str, torch.Tensor] = {}
+    for _, gradients in pulled_back(graph, data, set(names), temperature, probes, seed, batch_size):
+        for name, gradient in gradients.items():
+            columns = names[name].outputs(gradient, 1)[0]
+            out[name] = out.get(name, 0) + (columns @ columns.T).double()
+    return {name: m / len(data) for name, m in out.items()}
+
+
+def position_metrics(
+    graph: UnitGraph, data: LabelledData, nodes: Mapping[str, int], *, temperature: float = 1.0,
+    probes: int | None = None, seed: int = 0, batch_size: int = 256,
+) -> dict[str, torch.Tensor]:
+    """How much errors at the positions of a value count, alone and together: float64 (P, P) with trace P.
+
+    The other factor of :func:`output_metrics`: ``G = mean over samples of sum over channels of J' B J``, J the Jacobian
+    of the logits in one channel at all P positions.  Where a mean over positions follows, errors that agree count P
+    times as much as those that cancel, and positions that nothing reads count nothing.  With the channels' factor M,
+    an error E (m, P) of one sample costs about ``tr(M E G E') / (2 P)``: the metric of a matrix normal distribution.
+
+    Args:
+        nodes: name of an operation -> the dimension that its channels lie along.
+        graph, data, temperature, probes, seed, batch_size: as for :func:`output_metrics`.
+
+    Returns:
+        By node name; without the values that have one position, more than MOST_POSITIONS, or no samples first.
+    """
+    values = {node.name: node.meta["val"] for node in graph.program.captured.nodes if node.name in nodes}
+    wanted = {name for name, value in values.items() if 1 < _positions(value, nodes[name]) <= MOST_POSITIONS}
+    out: dict[str, torch.Tensor] = {}
+    for _, gradients in pulled_back(graph, data, wanted, temperature, probes, seed, batch_size) if wanted else ():
+        for name, gradient in gradients.items():
+            rows = gradient.movedim(nodes[name], -1)
+            rows = rows.reshape(len(rows), -1, rows.shape[-1]).transpose(0, 1).flatten(1)  # (P, N m)
+            out[name] = out.get(name, 0) + (rows @ rows.T).double()
+    return {name: g * (len(g) / g.trace()) for name, g in out.items() if g.trace() > 0}
+
+
+def _positions(value: torch.Tensor, channel_dim: int) -> int:
+    """Positions per sample, as traced; 0 where samples don't come first."""
+    if batch_dim(value) != 0:
+        return 0
+    return math.prod(shape_at(value.shape, 1)[1:]) // max(1, int_at(value.shape[channel_dim], 1))
+
+
+def enough(data: LabelledData) -> LabelledData:
+    """At most ENOUGH samples, spread over ``data``, which may be sorted by class."""
+    return data if len(data) <= ENOUGH else data.take(torch.linspace(0, len(data) - 1, ENOUGH).long())
+
+
+def pulled_back(
+    graph: UnitGraph, data: LabelledData, nodes: Set[str], temperature: float, probes: int | None, seed: int,
+    batch_size: int,
+) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
+    """The values ``nodes``, and the gradients in them of probes of the softened divergence's curvature, batch by batch.
+
+    The mean of their outer products over all that is yielded, for the samples of a batch, is ``J' B J``.
+    """
+    generator = torch.Generator().manual_seed(seed)
     for part in data.batches(batch_size):
-        logits, outputs = _run_marked(graph, part, set(names))
+        with torch.enable_grad():
+            logits, outputs = _run_marked(graph, part, nodes)
         p = torch.softmax(logits.detach() / temperature, -1)
         root = (torch.diag_embed(p.sqrt()) - p[..., :, None] * p.sqrt()[..., None, :]) / temperature  # B = root root'
         if probes is None:
@@ -51,15 +116,11 @@ def output_metrics(
             gradients = torch.autograd.grad(
                 logits, list(outputs.values()), row, retain_graph=k + 1 < len(rows), allow_unused=True
             )
-            for name, gradient in zip(outputs, gradients, strict=True):
-                if gradient is None:
-                    continue
-                columns = names[name].outputs(gradient, 1)[0]
-                out[name] = out.get(name, 0) + (columns @ columns.T).double()
-    return {name: m / len(data) for name, m in out.items()}
+            found = {name: g for name, g in zip(outputs, gradients, strict=True) if g is not None}
+            yield {name: value.detach() for name, value in outputs.items()}, found
 
 
-def _run_marked(graph: UnitGraph, part: LabelledData, marked: set[str]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def _run_marked(graph: UnitGraph, part: LabelledData, marked: Set[str]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The logits, and the values of the nodes ``marked`` as differentiable intermediates."""
     program = graph.program
     env: dict[str, Any] = dict(zip(program.captured.inputs, part.inputs, strict=True))

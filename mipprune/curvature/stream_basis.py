@@ -7,16 +7,27 @@ import torch
 
 from ..game.data import LabelledData
 from ..graph import Stream, UnitGraph
+from .output_metric import enough, pulled_back
 
 __all__ = ["projected_errors", "stream_basis", "stream_projection"]
 
+#: Share of plain variance in the metric of a stream's directions.
+PLAIN = 0.3
+#: Of the metric.
+TEMPERATURE, PROBES = 4.0, 2
 
-def stream_basis(graph: UnitGraph, data: LabelledData, stream: Stream) -> torch.Tensor:
+
+def stream_basis(graph: UnitGraph, data: LabelledData, stream: Stream, plain: float = PLAIN) -> torch.Tensor:
     """Orthonormal directions of a stream of width n, the most important first: float64 (n, n - 1).
 
-    Principal components of the covariance of the normalised stream (mean over coordinates 0, variance 1), summed over
-    the layer-norms that read it, after SliceGPT (2401.15024), which rotates between RMS norms and takes a
-    basis for every block.  The mean over coordinates, which layer-norm removes anyway, is left out.
+    Leading eigenvectors of ``C^(1/2) A C^(1/2)``, C the covariance of the normalised stream (mean over coordinates 0,
+    variance 1) and A what errors in it cost: the Gauss-Newton matrix of the softened divergence, blended with ``plain``
+    parts of the identity; both summed over the layer-norms that read the stream.  With ``plain=1`` these are
+    principal components, as SliceGPT (2401.15024) takes them between RMS norms.  In general they are the
+    directions of reduced-rank regression (Izenman 1975) as it sees them, in whitened coordinates: orthonormal, which
+    keeps what the norms divide by, and within the stream's own space, so that nothing is lost where that is small (our
+    choice; the regression's own coefficients do as well and keep neither).  The mean over coordinates, which
+    layer-norm removes anyway, is left out.
     """
     names = {norm.all_input_nodes[0].name for norm in stream.norms}
     n = graph.groups[stream.group].size
@@ -37,8 +48,26 @@ def stream_basis(graph: UnitGraph, data: LabelledData, stream: Stream) -> torch.
         mean = first[name] / rows[name]
         total -= torch.outer(mean, mean)
     ones = torch.full((n, 1), n**-0.5, dtype=torch.float64, device=device)
-    total -= 2 * n * len(names) * ones @ ones.T  # the direction of the mean comes last
-    return torch.linalg.eigh(total)[1].flip(1)[:, : n - 1]
+    metric = torch.eye(n, dtype=torch.float64, device=device)
+    if plain < 1:
+        minded = _minded(graph, data, stream)
+        metric = plain * metric + (1 - plain) * minded * (n / minded.trace().clamp_min(1e-30))
+    value, vector = torch.linalg.eigh(total)
+    root = vector * value.clamp_min(0).sqrt() @ vector.T  # C^(1/2)
+    white = root @ metric @ root - 2 * n * len(names) * ones @ ones.T  # the direction of the mean comes last
+    return torch.linalg.eigh(white)[1].flip(1)[:, : n - 1]
+
+
+def _minded(graph: UnitGraph, data: LabelledData, stream: Stream) -> torch.Tensor:
+    """Gauss-Newton matrix (n, n) of the softened divergence in the normalised stream, summed over its norms' inputs."""
+    names = {norm.all_input_nodes[0].name for norm in stream.norms}
+    n = graph.groups[stream.group].size
+    total = torch.zeros(n, n, dtype=torch.float64, device=data.inputs[0].device)
+    for values, gradients in pulled_back(graph, enough(data), names, TEMPERATURE, PROBES, 0, 256):
+        for name, gradient in gradients.items():
+            rows = (gradient * values[name].std(-1, correction=0, keepdim=True)).double().reshape(-1, n)
+            total += rows.T @ rows
+    return total
 
 
 def stream_projection(basis: torch.Tensor, count: int) -> torch.Tensor:

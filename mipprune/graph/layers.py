@@ -11,9 +11,9 @@ from torch import fx
 
 from .program import Program
 
-__all__ = ["Grid", "Layer", "find_layers", "named_arguments"]
+__all__ = ["PASSES", "Grid", "Layer", "find_layers", "named_arguments", "same_shape"]
 
-_PASSES = ("dropout", "clone", "contiguous", "detach", "alias")
+PASSES = ("dropout", "clone", "contiguous", "detach", "alias")
 
 
 class Grid(NamedTuple):
@@ -184,11 +184,11 @@ def _what_follows(node: fx.Node, tensors: dict[str, str]) -> tuple[fx.Node | Non
         packet = str(user.target).removeprefix("aten.").partition(".")[0]
         if packet == "batch_norm" and norm is None and (last.meta["val"].ndim == 2 or "conv" in str(node.target)):
             norm = last = user
-        elif packet in _PASSES:
+        elif packet in PASSES:
             last = user
         elif packet == "add" and len(user.args) == 2 and not user.kwargs:
             other = next((a for a in user.args if a is not last), None)
-            if isinstance(other, fx.Node) and other.name not in tensors and _same_shape(other, last):
+            if isinstance(other, fx.Node) and other.name not in tensors and same_shape(other, last):
                 return norm, user, other
             break
         else:
@@ -196,5 +196,6 @@ def _what_follows(node: fx.Node, tensors: dict[str, str]) -> tuple[fx.Node | Non
     return norm, None, None
 
 
-def _same_shape(a: fx.Node, b: fx.Node) -> bool:
+def same_shape(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two traced values have one shape, for every number of samples."""
     return str(a.meta["val"].shape) == str(b.meta["val"].shape)

@@ -46,28 +46,34 @@ class RefitOracle:
     """How good a mask's network is on samples that its refit didn't see.
 
     The divergence from the dense network counts, with ``head`` after the head's fit: all samples take part in it, where
-    few decide the cross-entropy of a good network.  With ``labels`` too, the geometric mean with the cross-entropy:
-    the divergence alone ranks networks of different emptied groups wrongly.  Measured over three seeds, labels are
-    worth 2 points on a small transformer at 5% and 10% MACs, and cost .3 to .8 on a chain of convolutions there.
+    few decide the cross-entropy of a good network.  With ``labels`` > 0 it is divergence^(1 - labels) times
+    cross-entropy^labels: the divergence alone ranks networks of different emptied groups wrongly.  Measured over three
+    seeds, labels are worth 2 points on a small transformer at 5% and 10% MACs, and cost .3 to .8 on a chain of
+    convolutions there.
 
     Two thirds of the data (drawn by ``seed``) fit, the last third (and ``unseen``, if given) judges: a wide layer
-    before a classifier fits its own samples too well to be compared on them.  Every network takes over what comes
-    before its first difference from one of the best networks so far.
+    before a classifier fits its own samples too well to be compared on them.  With ``whole``, all data fit and
+    ``unseen`` judges.  Every network takes over what comes before its first difference from one of the best networks
+    so far.
     """
 
     def __init__(
         self, graph: UnitGraph, data: LabelledData, unseen: LabelledData | None, head: bool = False, seed: int = 0,
-        labels: bool = False,
+        labels: float = 0.0, whole: bool = False,
     ) -> None:
         self.graph, self.head, self.labels = graph, head, labels
-        first = max(1, 2 * len(data) // 3)
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-        rest = data.take(order[first:] if len(data) > 1 else order)
-        if unseen is not None:
-            inputs = tuple(torch.cat(pair) for pair in zip(rest.inputs, unseen.inputs, strict=True))
-            rest = LabelledData(inputs, torch.cat([rest.targets, unseen.targets]))
+        if whole:
+            assert unseen is not None
+            fit, rest = data, unseen
+        else:
+            first = max(1, 2 * len(data) // 3)
+            order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+            fit, rest = data.take(order[:first]), data.take(order[first:] if len(data) > 1 else order)
+            if unseen is not None:
+                inputs = tuple(torch.cat(pair) for pair in zip(rest.inputs, unseen.inputs, strict=True))
+                rest = LabelledData(inputs, torch.cat([rest.targets, unseen.targets]))
         self.targets = rest.targets
-        self.fit = DenseRun(graph, data.take(order[:first]), ORACLE_BATCH, enough=ENOUGH, judged=rest)
+        self.fit = DenseRun(graph, fit, ORACLE_BATCH, enough=None if whole else ENOUGH, judged=rest)
         self._best: list[tuple[float, int, Sweep]] = []
         self._calls = 0
 
@@ -95,8 +101,7 @@ class RefitOracle:
 
     @torch.no_grad()
     def _repaired(self, cut: CutNetwork) -> float:
-        kept = cut.kept
-        before = max((old for _, _, old in self._best), key=lambda old: old.shared(kept), default=None)
+        before = max((old for _, _, old in self._best), key=lambda old: old.shared(cut), default=None)
         sweep = Sweep(cut, self.fit, ORACLE_RIDGE, before, remember=True)
         sweep.run()
         loss = self._judged(cut, sweep)
@@ -109,8 +114,12 @@ class RefitOracle:
         return self._loss(self._logits(cut, sweep))
 
     def _loss(self, logits: torch.Tensor) -> float:
-        apart = softened_divergence(self.fit.judged_logits, logits)
-        return float(F.cross_entropy(logits.double(), self.targets) * apart) ** 0.5 if self.labels else apart
+        loss = 1.0
+        if self.labels < 1:
+            loss *= softened_divergence(self.fit.judged_logits, logits) ** (1 - self.labels)
+        if self.labels > 0:
+            loss *= float(F.cross_entropy(logits.double(), self.targets)) ** self.labels
+        return loss
 
     def _logits(self, cut: CutNetwork, sweep: Sweep) -> torch.Tensor:
         """On the samples that judge, after the head's fit."""

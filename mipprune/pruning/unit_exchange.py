@@ -35,8 +35,9 @@ class UnitExchange:
 
     def run(
         self, kept: np.ndarray, loss: float, evaluations: int, goes_on: Callable[[], bool] = lambda: True
-    ) -> tuple[np.ndarray, float]:
-        """The best mask found and its loss, from ``kept`` of this ``loss``, after so many networks or when told to."""
+    ) -> list[tuple[np.ndarray, float]]:
+        """Better and better masks and their losses, from ``kept`` of this ``loss`` on; so many networks are tried."""
+        path = [(kept, loss)]
         seen = {kept.tobytes()}
         spent = 0
         for _ in range(20 * evaluations):  # moves that don't fit or were tried before cost nothing
@@ -50,7 +51,8 @@ class UnitExchange:
             value = self.widths.oracle(trial)
             if value < loss:
                 kept, loss = trial, value
-        return kept, loss
+                path.append((kept, loss))
+        return path
 
     def until(
         self, kept: np.ndarray, enough: float, evaluations: int, goes_on: Callable[[], bool] = lambda: True
@@ -58,7 +60,7 @@ class UnitExchange:
         """Like :meth:`run`, but ends as soon as the loss is at most ``enough``; also says how many networks it took."""
         loss, spent = self.widths.oracle(kept), 1
         while loss > enough and spent < evaluations and goes_on():
-            kept, loss = self.run(kept, loss, 1, goes_on)
+            kept, loss = self.run(kept, loss, 1, goes_on)[-1]
             spent += 1
         return kept, loss, spent
 

@@ -60,7 +60,7 @@ class CutNetwork:
             self._lengths.setdefault(node, {})[at] = int(np.where(units < 0, True, self.kept[units]).sum())
 
         counts = graph.costs.counts(self.kept)
-        self._gone = gone_dims(graph.program, set(np.flatnonzero(counts == 0).tolist()))
+        self.gone = gone_dims(graph.program, set(np.flatnonzero(counts == 0).tolist()))
         self._skips = {branch.add.name: branch.skip for branch in leaving}
 
     def _index(self, units: np.ndarray) -> torch.Tensor:
@@ -115,9 +115,9 @@ class CutNetwork:
             return None
         if node.name in self._skips:
             return env[self._skips[node.name]]
-        if node.name in self._gone:
-            return _nothing(node.meta["val"], self._gone[node.name], env, batch)
-        if "conv" in str(node.target) and (given := named_arguments(node))["input"].name in self._gone:
+        if node.name in self.gone:
+            return _nothing(node.meta["val"], self.gone[node.name], env, batch)
+        if "conv" in str(node.target) and (given := named_arguments(node))["input"].name in self.gone:
             weight, bias = tensors[given["weight"].name], given.get("bias")
             shape = list(shape_at(node.meta["val"].shape, batch))
             shape[1] = len(weight) if "transpose" not in str(node.target) else weight.shape[1] * given.get("groups", 1)

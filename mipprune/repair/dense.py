@@ -9,14 +9,18 @@ import numpy as np
 import torch
 from torch import fx
 
+from ..curvature.output_metric import enough, position_metrics
 from ..curvature.stream_basis import stream_basis
 from ..game.data import LabelledData
 from ..graph import Layer, Program, Stream, UnitGraph, find_layers, find_streams
-from ..graph.capture import is_integer_node
+from ..graph.capture import is_integer_node, shape_at
 from ..graph.layers import Grid
 from ..graph.values import batch_dim
 
 __all__ = ["DenseRun"]
+
+#: Of the metric over positions, and the share of the identity in it.
+TEMPERATURE, PROBES, ALIKE = 4.0, 2, 0.2
 
 #: Samples of a batch, and of these the positions, that a layer is fitted to.
 Rows = tuple[slice, Grid | None]
@@ -42,6 +46,7 @@ class DenseRun:
             more; ``None`` takes them all.  A search over many networks can afford it: neighbouring positions say
             nearly the same.
         order: the operations in the order that a sweep runs them.
+        place: node name -> its place in ``order``.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class DenseRun:
         self.graph, self.data, self.enough = graph, data, enough
         self.layers = {layer.node.name: layer for layer in find_layers(program)}
         self.order = _execution_order(program, self.layers)
+        self.place = {node.name: at for at, node in enumerate(self.order)}
         self.last = {a.name: n.name for n in self.order for a in n.all_input_nodes}
         sums = {layer.total.name for layer in self.layers.values() if layer.total is not None}
         output = program.captured.output.name
@@ -75,6 +81,7 @@ class DenseRun:
             self.targets.append(values if n else {})
         self.logits, self.judged_logits = torch.cat(logits), torch.cat(judged_logits)
         self._columns: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._roots: dict[tuple[str, Grid | None], torch.Tensor] = {}
 
     def rows(self, layer: Layer, columns: int, batch: int) -> list[Rows]:
         """What to look at in a batch for a ``layer`` whose weight has so many ``columns``.
@@ -114,6 +121,34 @@ class DenseRun:
             value = self.select(self.targets[batch][node.name], node, layer, batch, rows)
             self._columns[key] = layer.outputs(value, 1)[0].contiguous()
         return self._columns[key]
+
+    @functools.cached_property
+    def _metrics(self) -> dict[str, torch.Tensor]:
+        dims = {name: layer.channel_dim for name, layer in self.layers.items()}
+        dims |= {layer.total.name: layer.channel_dim for layer in self.layers.values() if layer.total is not None}
+        return position_metrics(self.graph, enough(self.data), dims, temperature=TEMPERATURE, probes=PROBES)
+
+    def position_root(self, goal: fx.Node, layer: Layer, grid: Grid | None) -> torch.Tensor | None:
+        """Square root (P, P) of the metric over the positions that ``layer`` is fitted to ``goal`` at; ``None``: alike.
+
+        Of :func:`~mipprune.curvature.position_metrics`, blended with the identity: the smaller network's later layers
+        aren't quite the dense one's.
+        """
+        metric = self._metrics.get(goal.name)
+        if metric is None:
+            return None
+        key = (goal.name, grid)
+        if key not in self._roots:
+            metric = (1 - ALIKE) * metric + ALIKE * torch.eye(len(metric), dtype=metric.dtype, device=metric.device)
+            if grid is not None:
+                shape = shape_at(layer.node.meta["val"].shape, 1)
+                numbers = torch.arange(len(metric), device=metric.device).reshape(1, 1, *shape[2:])
+                chosen = layer.on_grid(numbers, grid).flatten()
+                metric = metric[chosen][:, chosen]
+            value, vector = torch.linalg.eigh(metric)
+            root = vector * value.clamp_min(0).sqrt() @ vector.T
+            self._roots[key] = root.to(self.logits.dtype)
+        return self._roots[key]
 
     @functools.cached_property
     def streams(self) -> list[tuple[Stream, torch.Tensor]]:

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-__all__ = ["RIDGES", "Moments", "cross_validated", "solve_ridge"]
+__all__ = ["RIDGES", "Accumulator", "Moments", "cross_validated", "solve_ridge"]
 
 #: Ridges to choose from, relative to the mean variance of a layer's inputs.
 RIDGES = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)
@@ -14,7 +14,10 @@ RIDGES = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)
 
 @dataclasses.dataclass
 class Moments:
-    """Moments of a layer's inputs and targets: (g, D, D), (g, D, m), (g, D), (g, m), (g, m), all float64."""
+    """Moments of a layer's inputs and targets: (g, D, D), (g, D, m), (g, D), (g, m), (g, m), all float64.
+
+    ``xx``, ``xt`` and ``tt`` are about the means where the layer has a free constant, else about 0.
+    """
 
     xx: torch.Tensor
     xt: torch.Tensor
@@ -24,20 +27,75 @@ class Moments:
     rows: int
 
 
-def solve_ridge(
-    m: Moments, old: torch.Tensor, ridge: float | None, centred: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+class Accumulator:
+    """Sums up moments part by part, in a metric over positions.
+
+    Args:
+        centred: whether moments are wanted about the means.
+    """
+
+    def __init__(self, centred: bool) -> None:
+        self.centred = centred
+        self._sums: list[torch.Tensor] = []
+        self._shifts: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._rows = 0
+
+    def add(self, x: torch.Tensor, t: torch.Tensor, root: torch.Tensor | None, fastest: bool) -> None:
+        """More columns: ``x`` (g, D, R) and ``t`` (g, m, R).
+
+        Args:
+            root: (P, P), symmetric square root of the metric over positions; ``None`` is the identity.
+            fastest: whether positions or samples run fastest along R.
+        """
+        self._rows += x.shape[2]
+        if self.centred:  # means near the data's own: products about 0 would drown what varies in single precision
+            if self._shifts is None:
+                self._shifts = x.mean(2, keepdim=True), t.mean(2, keepdim=True)
+            x, t = x - self._shifts[0], t - self._shifts[1]
+        firsts = [x.sum(2), t.sum(2)]
+        if root is None:
+            ones = [*firsts, x.new_tensor(float(x.shape[2]))]
+        else:
+            x, t = _mixed(x, root, fastest), _mixed(t, root, fastest)
+            side = root.sum(0)
+            samples = x.shape[2] // len(side)
+            weight = side.repeat(samples) if fastest else side.repeat_interleave(samples)
+            ones = [x @ weight, t @ weight, weight @ weight]
+        part = [x @ x.mT, x @ t.mT, (t * t).sum(2), *firsts, *ones]
+        sums = [p.double() for p in part]
+        self._sums = [s + p for s, p in zip(self._sums, sums, strict=True)] if self._sums else sums
+
+    def moments(self) -> Moments:
+        """Of everything added."""
+        xx, xt, tt, x, t, x1, t1, one = (s / self._rows for s in self._sums)
+        if not self.centred:
+            return Moments(xx, xt, x, t, tt, self._rows)
+        assert self._shifts is not None
+        xx = xx - _outer(x, x1) - _outer(x1, x) + one * _outer(x, x)
+        xt = xt - _outer(x, t1) - _outer(x1, t) + one * _outer(x, t)
+        tt = tt - 2 * t * t1 + one * t**2
+        return Moments(xx, xt, x + self._shifts[0][..., 0], t + self._shifts[1][..., 0], tt, self._rows)
+
+
+def _mixed(x: torch.Tensor, root: torch.Tensor, fastest: bool) -> torch.Tensor:
+    """``root`` applied along the positions."""
+    if x.numel() == 0:
+        return x
+    p = len(root)
+    if fastest:
+        return (x.reshape(*x.shape[:2], -1, p) @ root).reshape(x.shape)
+    return (root @ x.reshape(*x.shape[:2], p, -1)).reshape(x.shape)
+
+
+def solve_ridge(m: Moments, old: torch.Tensor, ridge: float | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """New weights (g, m, D), the mean of W x, and the bias that makes the mean exact."""
-    xx = m.xx - _outer(m.x, m.x) if centred else m.xx
-    xt = m.xt - _outer(m.x, m.t) if centred else m.xt
-    tt = m.tt - m.t**2 if centred else m.tt
-    left = xt - xx @ old.mT  # covariance of the inputs with what the old weights leave over
-    value, vector = torch.linalg.eigh(xx)
+    left = m.xt - m.xx @ old.mT  # what the old weights leave over
+    value, vector = torch.linalg.eigh(m.xx)
     value = value.clamp_min(0)
     turned = vector.mT @ left  # (g, D, m)
     scale = value.mean(1, keepdim=True).clamp_min(1e-30)
     if ridge is None:
-        rest = tt - 2 * (old * xt.mT).sum(2) + ((old @ xx) * old).sum(2)
+        rest = m.tt - 2 * (old * m.xt.mT).sum(2) + ((old @ m.xx) * old).sum(2)
         damp = cross_validated(value, turned, rest.clamp_min(0), scale, m.rows)
     else:
         damp = ridge * scale

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx
 
@@ -14,8 +13,9 @@ from ..graph.capture import is_integer_node
 from ..graph.layers import named_arguments
 from .cut import CutNetwork
 from .dense import DenseRun
+from .goals import find_goals
 from .projection import project_streams
-from .ridge import Moments, solve_ridge
+from .ridge import Accumulator, Moments, solve_ridge
 
 __all__ = ["Sweep"]
 
@@ -56,6 +56,7 @@ class Sweep:
         self.as_dense: set[str] = set(dense.inputs[0])  # values that are the dense network's, kept channels apart
         self.norms: set[str] = set()
         self.states: dict[int, _State] = {}
+        self.goals = find_goals(cut, dense)
         self.projections = project_streams(cut, dense)  # node of a writer's weight -> (count, n)
         self.start = 0 if before is None else self._resume(before)
         output = cut.graph.program.captured.output.name
@@ -71,10 +72,12 @@ class Sweep:
             self._visit(self.dense.order[at])
         return self.changed
 
-    def shared(self, kept: np.ndarray) -> int:
-        """How many operations a sweep of the mask ``kept`` could take over from this one."""
-        groups = self.cut.graph.costs.group_of_unit[self.cut.kept != kept]
+    def shared(self, cut: CutNetwork) -> int:
+        """How many operations a sweep of ``cut`` could take over from this one."""
+        groups = self.cut.graph.costs.group_of_unit[self.cut.kept != cut.kept]
         start = int(self.dense.first_touched[groups].min(initial=len(self.dense.order)))
+        for name, _ in find_goals(cut, self.dense).items() ^ self.goals.items():
+            start = min(start, self.dense.place[name])
         return max((at for at in self.states if at <= start), default=0)
 
     def memory(self) -> int:
@@ -83,7 +86,7 @@ class Sweep:
         return sum({id(v): v.nbytes for v in values if isinstance(v, torch.Tensor)}.values())
 
     def _resume(self, before: Sweep) -> int:
-        start = before.shared(self.cut.kept)
+        start = before.shared(self.cut)
         if start == 0:
             return 0
         self.states = {at: state for at, state in before.states.items() if at <= start}
@@ -114,7 +117,7 @@ class Sweep:
                     env.pop(a.name, None)
 
     def _untouched(self, node: fx.Node) -> bool:
-        if not self.cut.kept[self.cut.graph.program.units_read(node)].all():
+        if node.name in self.goals or not self.cut.kept[self.cut.graph.program.units_read(node)].all():
             return False
         tensors = self.cut.tensors
         return all(a.name in tensors or a.name in self.as_dense or is_integer_node(a) for a in node.all_input_nodes)
@@ -134,9 +137,8 @@ class Sweep:
         if len(weight) == 0:
             return  # it makes nothing
         norm = _Norm(layer, self.cut) if layer.norm is not None else None
-        known = self.cut.dead | set(self.envs[0])
-        towards_sum = layer.total is not None and layer.other.name in known  # type: ignore[union-attr]
-        moments = self._moments(layer, norm, towards_sum)
+        centred = layer.bias is not None or norm is not None
+        moments = self._moments(layer, norm, centred)
         if weight.numel() == 0:  # it reads nothing: its bias, or the norm behind it, takes the target's mean
             mean = moments.t.flatten()
             if layer.bias is not None:
@@ -148,8 +150,7 @@ class Sweep:
             return
         groups = len(moments.xx)
         old = weight.double().reshape(groups, weight.shape[0] // groups, -1)
-        centred = layer.bias is not None or norm is not None
-        new, mean, bias = solve_ridge(moments, old, self.ridge, centred)
+        new, mean, bias = solve_ridge(moments, old, self.ridge)
         weight.copy_(new.reshape(weight.shape))
         if layer.bias is not None:
             _assign(tensors[layer.bias], bias)
@@ -158,13 +159,12 @@ class Sweep:
             self.norms.add(layer.norm.name)  # type: ignore[union-attr]
         self.changed += 1
 
-    def _moments(self, layer: Layer, norm: _Norm | None, towards_sum: bool) -> Moments:
-        sums: list[torch.Tensor] = []
-        count = 0
+    def _moments(self, layer: Layer, norm: _Norm | None, centred: bool) -> Moments:
+        sums = Accumulator(centred)
         weight = self.cut.tensors[layer.weight]
         index = self.cut.kept_index(layer.weight, 0)
-        goal = layer.total if towards_sum else layer.node
-        assert goal is not None
+        goal, others = self._goal(layer)
+        towards_sum = goal is not layer.node
         reader = layer.node.all_input_nodes[0]
         for number, env in enumerate(self.envs):
             for rows in self.dense.rows(layer, weight[0].numel(), number) if self.dense.fitted[number] else ():
@@ -173,10 +173,9 @@ class Sweep:
                     t = self.projections[layer.weight].to(t.dtype) @ t
                 elif index is not None:
                     t = t.index_select(0, index)
-                if towards_sum and layer.other.name not in self.cut.dead:  # type: ignore[union-attr]
-                    assert layer.other is not None
-                    other = self.dense.select(env[layer.other.name], layer.other, layer, number, rows)
-                    t = t - layer.outputs(other, 1)[0]
+                for other in others:
+                    value = self.dense.select(env[other.name], other, layer, number, rows)
+                    t = t - layer.outputs(value, 1)[0]
                 if weight.numel():
                     samples = self.dense.select(env[layer.data], reader, layer, number, (rows[0], None))
                     x = layer.design(samples, weight, rows[1])
@@ -185,11 +184,21 @@ class Sweep:
                 t = t.reshape(len(x), len(t) // len(x), t.shape[1])
                 if towards_sum and norm is not None:
                     t = norm.before(t)
-                count += x.shape[2]
-                part = [x @ x.mT, x @ t.mT, x.sum(2), t.sum(2), (t * t).sum(2)]
-                sums = [p.double() for p in part] if not sums else [s + p for s, p in zip(sums, part, strict=True)]
-        xx, xt, x_mean, t_mean, tt = (s / count for s in sums)
-        return Moments(xx, xt, x_mean, t_mean, tt, count)
+                sums.add(x, t, self.dense.position_root(goal, layer, rows[1]), layer.is_linear)
+        return sums.moments()
+
+    def _goal(self, layer: Layer) -> tuple[fx.Node, list[fx.Node]]:
+        """What the layer is fitted to, and what is added to its output until there."""
+        known = set(self.envs[0])
+        goal = self.goals.get(layer.node.name)
+        if goal is not None and (goal.other is None or goal.other.name in known):
+            return goal.node, [] if goal.other is None else [goal.other]
+        if layer.total is not None and layer.other is not None:
+            if layer.other.name in known:
+                return layer.total, [layer.other]
+            if layer.other.name in self.cut.dead:
+                return layer.total, []
+        return layer.node, []
 
 
 class _Norm:
