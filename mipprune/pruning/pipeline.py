@@ -24,6 +24,7 @@ from .baseline import magnitude_mask
 from .certificate import certify_accuracy
 from .diagnosis import diagnose
 from .interrupts import interrupts_held
+from .joint_search import JointSearch
 from .ladder import climb_down
 from .measure import measure
 from .options import AccuracyDrop, Budget, LossIncrease
@@ -37,7 +38,6 @@ from .search import (
     OutOfTime,
     Searcher,
     Stage,
-    jointly,
     tighten,
     under_budget,
     within_tolerance,
@@ -261,15 +261,15 @@ def _search(
 def _search_jointly(
     search: Searcher, limits: dict[str, int], stages: int, first: np.ndarray
 ) -> tuple[Candidate, str]:
-    found: list[Candidate] = []
+    jointly = JointSearch(search, limits)
     termination = "iteration_limit"
     try:
-        jointly(search, limits, stages, found)
+        jointly.run(stages, first)
     except OutOfTime:
         termination = "time_limit"
     except KeyboardInterrupt:
         termination = "interrupted"
-    return (found or [Candidate(first, search.truth(first), ())])[0], termination
+    return (jointly.found or [Candidate(first, search.truth(first), ())])[-1], termination
 
 
 def _best(search: Searcher, found: list[Candidate], tolerance: LossIncrease | None, minimize: str) -> Candidate:
