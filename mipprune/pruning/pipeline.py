@@ -113,7 +113,9 @@ def prune(
         surrogate: ``"refit"``: what removals cost after the layers that read the units are refitted
             (:func:`~mipprune.curvature.refit_curves`), and under a budget a search over widths that repairs and
             measures every network it tries, then one over units; ``"joint"``: one quadratic in all gates, expanded
-            anew in every stage, for budgets (:class:`~mipprune.pruning.joint.JointProblem`); or layer by layer
+            anew in every stage, for budgets (:class:`~mipprune.pruning.joint.JointProblem`), and without repairs a
+            search over units that cuts and measures every network it tries
+            (:class:`~mipprune.pruning.gate_search.GateSearch`); or layer by layer
             ``"quadratic"``, ``"additive"``, ``"head"``, see
             :func:`mipprune.pruning.surrogates.layer_surrogates`.  By default ``"refit"`` if that is among the repairs
             and ``stages`` isn't asked for, else ``"joint"`` (budget) or ``"quadratic"`` (tolerance).
