@@ -14,7 +14,7 @@ from ..game.values import check_class_targets
 from ..graph import UnitGraph
 from ..records import Record, frozen_array
 
-__all__ = ["GateExpansion", "expand_gates"]
+__all__ = ["GateExpansion", "expand_gates", "float_type"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ def expand_gates(
     whole = np.zeros((n, n) if joint else (0, 0))
     loss = 0.0
     for part in data.batches(batch_size):
-        gates = torch.tensor(kept).to(part.inputs[0].device, _float_type(graph)).repeat(len(part), 1)
+        gates = torch.tensor(kept).to(part.inputs[0].device, float_type(graph)).repeat(len(part), 1)
         gates.requires_grad_(True)
         logits = graph.program.run(part.inputs, gates)
         check_class_targets(logits, part.targets, "calibration data")
@@ -103,5 +103,6 @@ def _jacobian(logits: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
     return torch.stack(columns, 1)
 
 
-def _float_type(graph: UnitGraph) -> torch.dtype:
+def float_type(graph: UnitGraph) -> torch.dtype:
+    """What the network computes in."""
     return next(p.dtype for p in graph.model.parameters() if p.is_floating_point())

@@ -11,37 +11,41 @@ __all__ = ["JointProblem"]
 
 
 class JointProblem:
-    """min g'z + 1/2 z'Hz over the units z to remove, H across layers, under limits on bilinear costs.
+    """min g'z + 1/2 z'Hz over masks, H across layers, under limits on exact costs; z is ``start`` minus the mask.
 
-    Solved from above: greedily the unit of least loss per cost saved, then add-back, then exchanges of one kept for
-    one removed unit.  A heuristic with a bound: q is convex, so it lies above its tangent at any point, and the least
-    value of a tangent under the exact limits is a separable problem, which :func:`~mipprune.solver.recombine` bounds.
+    So z is 1 for a unit that leaves and -1 for one that comes back, where that is allowed.  Solved from above: greedily
+    the unit of least loss per cost saved, then add-back, then exchanges of one kept for one removed unit.  A heuristic
+    with a bound: q is convex, so it lies above its tangent at any point, and the least value of a tangent under the
+    exact limits is a separable problem, which :func:`~mipprune.solver.recombine` bounds.
 
     Args:
         gradient: float64 (n,).
         curvature: float64 (n, n), positive semidefinite.
-        kept: bool (n,): units that are still there.
+        kept: bool (n,): the mask ``start`` that the loss was expanded at.
         pinned: bool (n,): units that stay.
         limits: resource -> largest cost.
         min_keep: fewest units of every group, one number or int64 (G,).
+        may: bool (n,): units that a mask may have; by default those of ``kept``, so that nothing comes back.
     """
 
     def __init__(
         self, gradient: np.ndarray, curvature: np.ndarray, costs: CostModel, limits: dict[str, int], kept: np.ndarray,
-        pinned: np.ndarray, min_keep: int | np.ndarray,
+        pinned: np.ndarray, min_keep: int | np.ndarray, may: np.ndarray | None = None,
     ) -> None:
         self.g, self.h, self.costs, self.limits = gradient, curvature, costs, limits
         self.start, self.pinned = kept, pinned
+        self.may = kept if may is None else may
         self.group = costs.group_of_unit
         self.fewest = np.maximum(np.minimum(min_keep, costs.sizes), costs.counts(pinned & kept))
         self.dense = {r: costs.cost(r, costs.sizes) for r in limits}
 
     def value(self, kept: np.ndarray) -> float:
-        z = (self.start & ~kept).astype(float)
+        """The quadratic at any mask."""
+        z = self._change(kept)
         return float(self.g @ z + 0.5 * z @ self.h @ z)
 
     def solve(self) -> np.ndarray:
-        """Bool (n,): the units of the best mask found."""
+        """The best mask found, bool (n,): units leave until the limits hold, then others come back or change places."""
         kept = self.start.copy()
         slope = self.g + 0.5 * self.h.diagonal()  # what removing one more unit adds
         counts = self.costs.counts(kept)
@@ -66,7 +70,7 @@ class JointProblem:
 
     def bound(self, kept: np.ndarray, rounds: int = 3) -> float:
         """No mask under the limits has a smaller value: the best of ``rounds`` tangents (conditional gradients)."""
-        point = (self.start & ~kept).astype(float)
+        point = self._change(kept)
         best = -np.inf
         for k in range(rounds):
             slope = self.g + self.h @ point
@@ -75,24 +79,29 @@ class JointProblem:
                               budgets=dict(self.limits), quick=True)
             best = max(best, found.bound + constant)
             step = 2.0 / (k + 3)
-            point = (1 - step) * point + step * (self.start & ~found.kept)
+            point = (1 - step) * point + step * self._change(found.kept)
         return min(best, self.value(kept))
 
     def _curve(self, group: int, slope: np.ndarray) -> SizeCurve:
-        """The exact size curve of a linear loss: the smallest slopes go first."""
+        """The exact size curve of a linear loss: the smallest slopes go first, from all units that there may be."""
         units = np.flatnonzero(self.group == group)
-        free = np.flatnonzero(self.start[units] & ~self.pinned[units])
+        free = np.flatnonzero(self.may[units] & ~self.pinned[units])
         order = free[np.argsort(slope[units][free], kind="stable")]
-        most = int(self.start[units].sum())
+        most = int(self.may[units].sum())
         fewest = int(self.fewest[group])
-        drops = np.concatenate([[0.0], np.cumsum(slope[units][order])])[: most - fewest + 1]
-        masks = np.tile(self.start[units], (len(drops), 1))
+        back = -float(slope[units][self.may[units] & ~self.start[units]].sum())
+        drops = back + np.concatenate([[0.0], np.cumsum(slope[units][order])])[: most - fewest + 1]
+        masks = np.tile(self.may[units], (len(drops), 1))
         for row in range(1, len(drops)):
             masks[row:, order[row - 1]] = False
         return SizeCurve(
             counts=np.arange(most, fewest - 1, -1), masks=masks, upper=drops, fewest=fewest, all_lower=drops[::-1],
             termination="optimal", seconds=0.0,
         )
+
+    def _change(self, kept: np.ndarray) -> np.ndarray:
+        """What a mask changes: 1 where a unit leaves, -1 where one comes back."""
+        return self.start.astype(float) - kept
 
     def _fits(self, counts: np.ndarray) -> bool:
         return all(self.costs.cost(r, counts) <= limit for r, limit in self.limits.items())
@@ -109,11 +118,10 @@ class JointProblem:
         """Removed units put back while they fit, the most valuable first."""
         kept = kept.copy()
         while True:
-            z = (self.start & ~kept).astype(float)
-            gain = self.g + self.h @ z - 0.5 * self.h.diagonal()  # what having the unit back saves
+            gain = self.g + self.h @ self._change(kept) - 0.5 * self.h.diagonal()  # what having the unit back saves
             counts = self.costs.counts(kept)
-            fits = np.array([self._fits(counts + step) for step in np.eye(len(counts), dtype=np.int64)])
-            back = self.start & ~kept & fits[self.group] & (gain > 0)
+            fits = self._all_fit(counts + np.eye(len(counts), dtype=np.int64))
+            back = self.may & ~kept & fits[self.group] & (gain > 0)
             if not back.any():
                 return kept
             kept[int(np.argmax(np.where(back, gain, -np.inf)))] = True
@@ -122,9 +130,8 @@ class JointProblem:
         """One kept unit for one removed unit, of any groups, while the value falls and the limits allow it."""
         kept = kept.copy()
         for _ in range(4 * len(kept)):
-            z = (self.start & ~kept).astype(float)
-            slope = self.g + self.h @ z
-            out, back = np.flatnonzero(kept & ~self.pinned), np.flatnonzero(self.start & ~kept)
+            slope = self.g + self.h @ self._change(kept)
+            out, back = np.flatnonzero(kept & ~self.pinned), np.flatnonzero(self.may & ~kept)
             if len(out) == 0 or len(back) == 0:
                 return kept
             change = (
@@ -142,11 +149,13 @@ class JointProblem:
     def _allowed(self, counts: np.ndarray) -> np.ndarray:
         """Bool (G, G): whether one unit less of the first and one more of the second group stays within all limits."""
         n = len(counts)
-        allowed = np.zeros((n, n), dtype=bool)
-        for a in range(n):
-            for b in range(n):
-                trial = counts.copy()
-                trial[a] -= 1
-                trial[b] += 1
-                allowed[a, b] = a == b or (trial[a] >= self.fewest[a] and self._fits(trial))
-        return allowed
+        step = np.eye(n, dtype=np.int64)
+        fits = self._all_fit((counts - step[:, None] + step[None]).reshape(n * n, n)).reshape(n, n)
+        return (fits & (counts > self.fewest)[:, None]) | np.eye(n, dtype=bool)
+
+    def _all_fit(self, counts: np.ndarray) -> np.ndarray:
+        """Whether each of the count vectors (M, G) exists and stays within all limits: bool (M,)."""
+        fits: np.ndarray = np.all((counts >= 0) & (counts <= self.costs.sizes), axis=1)
+        for resource, limit in self.limits.items():
+            fits[fits] = self.costs[resource].of_counts(counts[fits]) <= limit
+        return fits

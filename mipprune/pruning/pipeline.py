@@ -24,6 +24,7 @@ from .baseline import magnitude_mask
 from .certificate import certify_accuracy
 from .diagnosis import diagnose
 from .interrupts import interrupts_held
+from .joint_search import JointSearch
 from .ladder import climb_down
 from .measure import measure
 from .options import AccuracyDrop, Budget, LossIncrease
@@ -37,7 +38,6 @@ from .search import (
     OutOfTime,
     Searcher,
     Stage,
-    jointly,
     tighten,
     under_budget,
     within_tolerance,
@@ -114,7 +114,9 @@ def prune(
         surrogate: ``"refit"``: what removals cost after the layers that read the units are refitted
             (:func:`~mipprune.curvature.refit_curves`), and under a budget a search over widths that repairs and
             measures every network it tries, then one over units; ``"joint"``: one quadratic in all gates, expanded
-            anew in every stage, for budgets (:class:`~mipprune.pruning.joint.JointProblem`); or layer by layer
+            anew in every stage, for budgets (:class:`~mipprune.pruning.joint.JointProblem`), and without repairs a
+            search over units that cuts and measures every network it tries
+            (:class:`~mipprune.pruning.gate_search.GateSearch`); or layer by layer
             ``"quadratic"``, ``"additive"``, ``"head"``, see
             :func:`mipprune.pruning.surrogates.layer_surrogates`.  By default ``"refit"`` if that is among the repairs
             and ``stages`` isn't asked for, else ``"joint"`` (budget) or ``"quadratic"`` (tolerance).
@@ -262,15 +264,15 @@ def _search(
 def _search_jointly(
     search: Searcher, limits: dict[str, int], stages: int, first: np.ndarray
 ) -> tuple[Candidate, str]:
-    found: list[Candidate] = []
+    jointly = JointSearch(search, limits)
     termination = "iteration_limit"
     try:
-        jointly(search, limits, stages, found)
+        jointly.run(stages, first)
     except OutOfTime:
         termination = "time_limit"
     except KeyboardInterrupt:
         termination = "interrupted"
-    return (found or [Candidate(first, search.truth(first), ())])[0], termination
+    return (jointly.found or [Candidate(first, search.truth(first), ())])[-1], termination
 
 
 def _best(search: Searcher, found: list[Candidate], tolerance: LossIncrease | None, minimize: str) -> Candidate:

@@ -14,19 +14,19 @@ from collections.abc import Callable
 import numpy as np
 from torch import nn
 
-from ..curvature import RefitCurve, expand_gates, refit_curves, refit_errors
+from ..curvature import RefitCurve, refit_curves, refit_errors
 from ..game import LabelledData
 from ..graph import UnitGraph
 from ..records import Record, frozen_array
 from ..solver import Recombination, SizeCurve, recombine, size_curves
-from .joint import JointProblem
+from ..surgery import PrunePlan
 from .measure import Quality, measure
 from .multiples import allowed_counts, least_counts, searched_counts, width_steps
 from .oracle import TEMPERATURE
 from .repairing import Repairer, RepairStep
 from .surrogates import layer_surrogates, refit_size_curves
 
-__all__ = ["Candidate", "Searcher", "Stage", "jointly", "tighten", "under_budget", "within_tolerance"]
+__all__ = ["Candidate", "Searcher", "Stage", "tighten", "under_budget", "within_tolerance"]
 
 #: Nodes of branch and bound per size of a layer when the final bound is tightened.
 TIGHTEN_NODES = 32
@@ -134,6 +134,8 @@ class Searcher:
     def truth(self, kept: np.ndarray) -> Quality:
         """Quality on the calibration data of the network with all repairs but the slow ``"lm"``."""
         names = [name for name in self.repairer.names if name != "lm"]
+        if not names:
+            return measure(PrunePlan.from_mask(self.graph, kept).apply(self.graph.model), self.data)
         return measure(self.repairer.deploy(kept, names, self.goes_on)[0], self.data)
 
     def curves(self, kept: np.ndarray, max_nodes: int = 0) -> list[SizeCurve]:
@@ -258,45 +260,6 @@ def within_tolerance(
         kept, quality = found.kept, after
         if costs.cost(minimize, costs.counts(kept)) <= costs.cost(minimize, costs.counts(best[-1].kept)):
             best.append(Candidate(kept, quality, chain))
-
-
-def jointly(search: Searcher, limits: dict[str, int], stages: int, best: list[Candidate]) -> None:
-    """Smallest loss under ``limits`` by a quadratic in all gates of the network, expanded anew in every stage.
-
-    Stages shrink the costs by equal factors: the less is left, the less may go before the loss is expanded anew.  The
-    chain as a whole is a heuristic; each stage's bound holds for its own quadratic.
-    """
-    costs = search.graph.costs
-    full = {resource: costs.cost(resource, costs.sizes) for resource in limits}
-    kept = np.ones(search.graph.n_units, dtype=bool)
-    quality = search.truth(kept)
-    chain: list[Stage] = []
-    for step in range(1, stages + 1):
-        search.remaining()
-        search.tick(f"stage {step} of {stages}")
-        begin = time.monotonic()
-        now = {r: max(limit, int(full[r] * (limit / full[r]) ** (step / stages))) for r, limit in limits.items()}
-        now = {r: max(limit, _reachable(search, r)) for r, limit in now.items()} if step < stages else limits
-        expansion = expand_gates(search.graph, search.data, kept, joint=True)
-        problem = JointProblem(
-            expansion.gradient, expansion.joint, costs, now, kept, search.pinned, search.floor
-        )
-        found = problem.solve()
-        after = search.truth(found)
-        value = problem.value(found)
-        chain.append(Stage(
-            kept=frozen_array(found, bool), objective=value, bound=problem.bound(found), surrogate_drop=value,
-            true_drop=after.loss - quality.loss, max_drop=None, termination="iteration_limit", solver="exchange",
-            version="", seconds=time.monotonic() - begin,
-        ))
-        kept, quality = found, after
-    best.append(Candidate(kept, quality, tuple(chain)))
-
-
-def _reachable(search: Searcher, resource: str) -> int:
-    """The cost of the smallest network allowed."""
-    costs = search.graph.costs
-    return costs.cost(resource, search.fewest)
 
 
 def tighten(search: Searcher, best: Candidate, passes: Callable[[Quality], bool], **problem: object) -> Candidate:

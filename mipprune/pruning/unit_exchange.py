@@ -43,7 +43,7 @@ class UnitExchange:
         for _ in range(20 * evaluations):  # moves that don't fit or were tried before cost nothing
             if spent == evaluations or not goes_on():
                 break
-            trial = self._moved(kept)
+            trial = self.moved(kept)
             if trial is None or trial.tobytes() in seen:
                 continue
             seen.add(trial.tobytes())
@@ -88,7 +88,8 @@ class UnitExchange:
             counts[g] -= len(out)
         return kept
 
-    def _moved(self, kept: np.ndarray) -> np.ndarray | None:
+    def moved(self, kept: np.ndarray) -> np.ndarray | None:
+        """A mask one random exchange away, bool (n_units,); ``None`` where the one that was drawn isn't allowed."""
         a, b = self._rng.integers(len(self._units), size=2)
         if a == b and int(a) in self.alike:
             return None
@@ -109,10 +110,20 @@ class UnitExchange:
         counts = self.widths.filled(counts)
         if any(k not in allowed for k, allowed in zip(counts, self.widths.allowed, strict=True)):
             return None
+        return self._grown(trial, counts)
+
+    def without(self, kept: np.ndarray, group: int) -> np.ndarray:
+        """Nothing of a group that may be emptied, and of the others what that pays for: bool (n_units,)."""
+        trial = kept.copy()
+        trial[self._units[group]] = False
+        return self._grown(trial, self.widths.filled(self._counts(trial)))
+
+    def _grown(self, kept: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """The mask, changed in place, with so many units of every group: those that stay longest come back."""
         for group, count in enumerate(counts):
-            off = [u for u in self._by_rank(group)[::-1] if not trial[u]]
-            trial[off[: count - trial[self._units[group]].sum()]] = True
-        return trial
+            off = [u for u in self._by_rank(group)[::-1] if not kept[u]]
+            kept[off[: count - kept[self._units[group]].sum()]] = True
+        return kept
 
     def _by_rank(self, group: int) -> np.ndarray:
         """Units of a group, those that leave first by the curve first."""

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from ..costs import CostModel
-from ..curvature import RefitCurve
 
-__all__ = ["WidthSearch"]
+__all__ = ["Curve", "WidthSearch"]
+
+
+class Curve(Protocol):
+    """In which order the units of a group leave, and what that costs; a :class:`~mipprune.curvature.RefitCurve` is one.
+
+    Attributes:
+        order: int64 (n,), units within the group, the first to leave first.
+        error: float64 (n + 1,), entry r once ``order[:r]`` have left.
+    """
+
+    @property
+    def order(self) -> np.ndarray: ...
+
+    @property
+    def error(self) -> np.ndarray: ...
+
+    def mask(self, count: int) -> np.ndarray:
+        """Bool (n,): the units that stay when ``count`` do."""
 
 
 class WidthSearch:
@@ -22,7 +40,7 @@ class WidthSearch:
     """
 
     def __init__(
-        self, curves: Sequence[RefitCurve], costs: CostModel, limits: dict[str, int],
+        self, curves: Sequence[Curve], costs: CostModel, limits: dict[str, int],
         allowed: Sequence[np.ndarray],
         oracle: Callable[[np.ndarray], float], seed: int = 0,
     ) -> None:
