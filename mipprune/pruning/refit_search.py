@@ -37,10 +37,11 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
 
     Widths to start from: those of ``best``, those of the baseline's mask ``plain``, and the curves' for every choice of
     groups to empty, if there are few, or else for those that one change after another leads to.  The best choices
-    share the width search, the best of these by the jury (:class:`~mipprune.pruning.jury.Jury`), ``plain`` among them,
-    the exchanges of units.  The jury's choice is never worse than ``plain`` by the jury.  Where the second-order repair follows, a tournament of short polishes takes the place of the exchanges
-    (:func:`~mipprune.pruning.polishing.best_polished`): divergences on new images were 2% and 12% lower so, and
-    accuracies the same (a small transformer at 5% and 10%, five seeds).
+    share the width search; the best of these by the jury (:class:`~mipprune.pruning.jury.Jury`), with ``plain`` among
+    them, share the exchanges of units, and the jury says how far to follow these.  So the result is never worse than
+    ``plain`` by the jury.  Where the second-order repair follows, a tournament of short polishes takes the place of
+    the exchanges (:func:`~mipprune.pruning.polishing.best_polished`): divergences on new images were 2% and 12% lower
+    so, and accuracies the same (a small transformer at 5% and 10%, five seeds).
     """
     search.tick("searching widths")
     costs = search.graph.costs
