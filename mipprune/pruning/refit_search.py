@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 
+from ..costs import CostModel
 from ..errors import InfeasibleError
 from ..records import frozen_array
 from .jury import Jury
@@ -27,7 +29,7 @@ PATTERN_SHARE, WIDTH_SHARE = 0.1, 0.3
 #: Networks that are polished where the second-order repair follows: as many as this many multiply-adds pay for.
 POLISH_WORK, FEWEST_POLISHED, MOST_POLISHED = 6e7, 2, 4
 #: How many choices of groups to empty share the widths' evaluations, come before the jury, and share the exchanges.
-STARTS, SEMIFINALISTS, FINALISTS = 3, 6, 2
+STARTS, SEMIFINALISTS, FINALISTS = 3, 4, 2
 #: Of the masks that an exchange came along, the jury sees so many, the last ones.
 JUDGED = 3
 
@@ -38,17 +40,17 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
     Widths to start from: those of ``best``, those of the baseline's mask ``plain``, and the curves' for every choice of
     groups to empty, if there are few, or else for those that one change after another leads to.  The best choices
     share the width search; the best of these by the jury (:class:`~mipprune.pruning.jury.Jury`), with ``plain`` among
-    them, share the exchanges of units, and the jury says how far to follow these.  So the result is never worse than
-    ``plain`` by the jury.  Where the second-order repair follows, a tournament of short polishes takes the place of
-    the exchanges (:func:`~mipprune.pruning.polishing.best_polished`): divergences on new images were 2% and 12% lower
-    so, and accuracies the same (a small transformer at 5% and 10%, five seeds).
+    them, share the exchanges of units, and the jury says how far to follow these.  Where the second-order repair
+    follows, a tournament of short polishes takes the place of the exchanges
+    (:func:`~mipprune.pruning.polishing.best_polished`): divergences on new images were 2% and 12% lower so, and
+    accuracies the same (a small transformer at 5% and 10%, five seeds).
     """
     search.tick("searching widths")
     costs = search.graph.costs
     curves = search.refit_curves()
     may_empty = bool((search.floor == 0).any())
     heads = "head" in search.repairer.names
-    oracle = RefitOracle(search.graph, search.data, search.unseen, heads, search.seed, 0.5 if may_empty else 0.0)
+    oracle = RefitOracle(search.graph, search.data, search.unseen, heads, search.seed, may_empty)
     widths = WidthSearch(curves, costs, limits, search.allowed, oracle, search.seed)
     trials = int(SEARCH_WORK / max(1, search.graph.macs(best.kept) * len(search.data)))
     trials = min(max(trials, FEWEST_TRIALS), MOST_TRIALS)
@@ -62,24 +64,24 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
     starts = widths.finalists(STARTS)
     for number, (counts, _) in enumerate(starts, 1):
         widths.run(counts, spent + (most - spent) * number // len(starts), search.goes_on)
-    jury = Jury(search, heads)
-    pool = [widths.mask(k) for k, _ in widths.finalists(SEMIFINALISTS)]
-    pool += [plain] if fits else []
-    finalists = [(kept, oracle(kept)) for kept in jury.ranked(pool)[:FINALISTS]]
+    jury = Jury(search, oracle)
+    pool = [widths.mask(k) for k, _ in widths.finalists(SEMIFINALISTS)] + ([plain] if fits else [])
+    finalists = jury.ranked(list(_by_emptied(costs, pool, jury)))[:FINALISTS]
     streams = [stream.group for stream, _ in oracle.fit.streams]
-    exchange = UnitExchange(widths, search.pinned, search.seed, streams)
-    polishes = "lm" in search.repairer.names and can_polish(search.graph, finalists[0][0])
+    exchange = UnitExchange(widths, search.pinned, search.seed, streams, lambda kept: oracle.losses(kept).divergence)
+    polishes = "lm" in search.repairer.names and can_polish(search.graph, finalists[0])
     left = 0 if polishes else trials - len(widths.seen)
     while True:  # half of what is left goes to all that are left, then the worst one leaves
         share = left if len(finalists) == 1 else left // (2 * len(finalists))
         left -= share * len(finalists)
-        paths = [exchange.run(*finalist, share, search.goes_on) for finalist in finalists]
-        best_of = [jury.ranked([kept for kept, _ in (path[0], *path[1:][-JUDGED:])])[0] for path in paths]
-        ranked = jury.ranked(best_of)
-        kept = ranked[0]
-        if len(ranked) == 1:
+        for number, start in enumerate(finalists):
+            path = exchange.run(start, oracle.losses(start).divergence, share, search.goes_on)
+            finalists[number] = jury.best([kept for kept, _ in (path[0], *path[1:][-JUDGED:])])
+        finalists = jury.ranked(finalists)
+        kept = finalists[0]
+        if len(finalists) == 1:
             break
-        finalists = [(kept, oracle(kept)) for kept in ranked[:-1]]
+        finalists.pop()
     if polishes and search.goes_on():
         kept = _polished(search, oracle, widths, kept)
     counts = costs.counts(kept)
@@ -94,6 +96,14 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
         true_drop=last.true_drop + quality.loss - best.quality.loss,
     )
     return Candidate(kept, quality, (*best.stages[:-1], stage))
+
+
+def _by_emptied(costs: CostModel, masks: list[np.ndarray], jury: Jury) -> Iterator[np.ndarray]:
+    """The best mask for each choice of emptied groups."""
+    alike: dict[bytes, list[np.ndarray]] = {}
+    for kept in masks:
+        alike.setdefault((costs.counts(kept) == 0).tobytes(), []).append(kept)
+    yield from (jury.best(some) for some in alike.values())
 
 
 def _polished(search: Searcher, oracle: RefitOracle, widths: WidthSearch, kept: np.ndarray) -> np.ndarray:

@@ -22,12 +22,16 @@ class UnitExchange:
         widths: curves, limits, allowed widths and the oracle.
         pinned: bool (n_units,), units that stay.
         alike: groups (projected streams) of which only the number of units counts.
+        oracle: what :meth:`run` asks instead of the widths' oracle; groups that are empty then stay so, and the others
+            not.
     """
 
     def __init__(
-        self, widths: WidthSearch, pinned: np.ndarray, seed: int = 0, alike: Collection[int] = ()
+        self, widths: WidthSearch, pinned: np.ndarray, seed: int = 0, alike: Collection[int] = (),
+        oracle: Callable[[np.ndarray], float] | None = None,
     ) -> None:
         self.widths, self.pinned, self.alike = widths, pinned, set(alike)
+        self.oracle, self._keeps_empty = oracle or widths.oracle, oracle is not None
         self._rng = np.random.default_rng(seed)
         sizes = [len(curve.order) for curve in widths.curves]
         self._units = [np.arange(end - n, end) for n, end in zip(sizes, np.cumsum(sizes), strict=True)]
@@ -46,9 +50,11 @@ class UnitExchange:
             trial = self.moved(kept)
             if trial is None or trial.tobytes() in seen:
                 continue
+            if self._keeps_empty and ((self._counts(trial) == 0) != (self._counts(kept) == 0)).any():
+                continue
             seen.add(trial.tobytes())
             spent += 1
-            value = self.widths.oracle(trial)
+            value = self.oracle(trial)
             if value < loss:
                 kept, loss = trial, value
                 path.append((kept, loss))
@@ -58,7 +64,7 @@ class UnitExchange:
         self, kept: np.ndarray, enough: float, evaluations: int, goes_on: Callable[[], bool] = lambda: True
     ) -> tuple[np.ndarray, float, int]:
         """Like :meth:`run`, but ends as soon as the loss is at most ``enough``; also says how many networks it took."""
-        loss, spent = self.widths.oracle(kept), 1
+        loss, spent = self.oracle(kept), 1
         while loss > enough and spent < evaluations and goes_on():
             kept, loss = self.run(kept, loss, 1, goes_on)[-1]
             spent += 1
