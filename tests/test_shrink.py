@@ -98,7 +98,7 @@ def test_where_nothing_smaller_passes_the_start_stays(
 
     monkeypatch.setattr(shrink.UnitExchange, "until", until)
     hopeless = shrink.RiseOracle(searcher)
-    monkeypatch.setattr(shrink.RiseOracle, "_judged", lambda self, cut, sweep: 1.0)
+    monkeypatch.setattr(shrink.RiseOracle, "_loss", lambda self, losses: 1.0)
     assert shrink.shrink(searcher, hopeless, start, NATS, "macs") is start
     assert tried == sorted(tried)  # the steps are halved
     assert len(tried) > 1

@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from ..records import frozen_array
-from ..repair import CutNetwork, Sweep
-from .oracle import RefitOracle
+from .oracle import Losses, RefitOracle
 from .search import Candidate, Searcher
 from .unit_exchange import UnitExchange
 from .widths import WidthSearch
@@ -30,13 +27,10 @@ class RiseOracle(RefitOracle):
 
     def __init__(self, search: Searcher) -> None:
         super().__init__(search.graph, search.data, search.unseen, "head" in search.repairer.names, search.seed)
-        self._dense = self._cross_entropy(self.fit.judged_logits)
+        self._dense = self._losses(self.fit.judged_logits).cross_entropy
 
-    def _judged(self, cut: CutNetwork, sweep: Sweep) -> float:
-        return self._cross_entropy(self._logits(cut, sweep)) - self._dense
-
-    def _cross_entropy(self, logits: torch.Tensor) -> float:
-        return float(F.cross_entropy(logits.double(), self.targets))
+    def _loss(self, losses: Losses) -> float:
+        return losses.cross_entropy - self._dense
 
 
 def shrink(search: Searcher, oracle: RiseOracle, best: Candidate, nats: float, minimize: str) -> Candidate:

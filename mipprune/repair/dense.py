@@ -129,10 +129,10 @@ class DenseRun:
         return position_metrics(self.graph, enough(self.data), dims, temperature=TEMPERATURE, probes=PROBES)
 
     def position_root(self, goal: fx.Node, layer: Layer, grid: Grid | None) -> torch.Tensor | None:
-        """Square root (P, P) of the metric over the positions that ``layer`` is fitted to ``goal`` at; ``None``: alike.
+        """Square root (P, P) of the metric over the positions of ``grid`` that ``layer`` is fitted to ``goal`` at.
 
         Of :func:`~mipprune.curvature.position_metrics`, blended with the identity: the smaller network's later layers
-        aren't quite the dense one's.
+        aren't quite the dense one's.  ``None``: all alike.
         """
         metric = self._metrics.get(goal.name)
         if metric is None:
