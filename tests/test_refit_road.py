@@ -182,19 +182,38 @@ def test_exchanges_find_units_that_the_curves_order_hides() -> None:
     widths = WidthSearch(curves, costs, {"macs": limit}, widths_from(curves, 2, 3), oracle)
     start = widths.mask(np.array([4, 4])) | pinned
     start[np.flatnonzero(start & ~pinned)[: start.sum() - 8]] = False
-    path = UnitExchange(widths, pinned, seed=1).run(start, oracle(start), 200)
-    kept, loss = path[-1]
-    assert (path[0][0] == start).all()
-    assert all(a[1] > b[1] == oracle(b[0]) for a, b in itertools.pairwise(path))
-    assert loss == oracle(kept) < oracle(start) - 10
-    assert 3 < len(seen) <= 203 + len(path)
+    path = UnitExchange(widths, pinned, seed=1).run(start, 200)
+    assert 3 < len(seen) <= 201
+    loss = oracle(path[-1])
+    assert loss < oracle(start) - 10
+    assert all(oracle(a) > oracle(b) for a, b in itertools.pairwise([start, *path]))
     assert all(a >= 2 and b >= 3 and costs.cost("macs", np.array([a, b])) <= limit for a, b in seen)
     best = max(worth[:8][np.argsort(worth[:8])[-a:]].sum() + worth[8:][np.argsort(worth[8:])[-b:]].sum()
                for a in range(2, 9) for b in range(3, 9) if costs.cost("macs", np.array([a, b])) <= limit)
     assert -loss >= 0.8 * best  # a local optimum
-    same = UnitExchange(widths, pinned, seed=1).run(start, oracle(start), 200)
-    assert (same[-1][0] == kept).all()
-    assert len(UnitExchange(widths, pinned).run(start, oracle(start), 50, lambda: False)) == 1
+    same = UnitExchange(widths, pinned, seed=1).run(start, 200)
+    assert (same[-1] == path[-1]).all()
+    assert UnitExchange(widths, pinned).run(start, 50, lambda: False) == []
+    early = UnitExchange(widths, pinned, seed=1).run(start, 200, enough=oracle(start) - 5)
+    assert [(a == b).all() for a, b in zip(early, path, strict=False)] == [True] * len(early)
+    assert oracle(early[-1]) <= oracle(start) - 5 < oracle([start, *early][-2])
+
+
+def test_exchanges_with_an_oracle_of_their_own_leave_empty_groups_alone() -> None:
+    curves, costs = toy_curves(8)
+    limit = costs.cost("macs", np.array([2, 2]))
+    widths = WidthSearch(curves, costs, {"macs": limit}, widths_from(curves, 0, 0), lambda kept: 0.0)
+    seen: list[np.ndarray] = []
+
+    def oracle(kept: np.ndarray) -> float:
+        seen.append(costs.counts(kept))
+        return float(-len(seen))  # every move is taken
+
+    for own in (None, oracle):
+        widths.oracle = oracle
+        seen.clear()
+        UnitExchange(widths, np.zeros(16, dtype=bool), oracle=own).run(widths.mask(np.array([2, 2])), 60)
+        assert (np.array(seen) == 0).any() == (own is None)
 
 
 def test_exchanges_keep_to_allowed_widths() -> None:
@@ -203,7 +222,7 @@ def test_exchanges_keep_to_allowed_widths() -> None:
     allowed = [np.array([2, 4, 6, 8]), np.array([2, 4, 6, 8])]
     seen: list[np.ndarray] = []
     widths = WidthSearch(curves, costs, {"macs": limit}, allowed, lambda kept: seen.append(costs.counts(kept)) or 0.0)
-    UnitExchange(widths, np.zeros(16, dtype=bool)).run(widths.mask(np.array([6, 6])), 0.0, 40)
+    UnitExchange(widths, np.zeros(16, dtype=bool)).run(widths.mask(np.array([6, 6])), 40)
     assert len(seen) > 3
     assert all((counts % 2 == 0).all() for counts in seen)
 

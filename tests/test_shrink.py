@@ -90,13 +90,13 @@ def test_where_nothing_smaller_passes_the_start_stays(
     searcher: search.Searcher, start: search.Candidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []
-    real = shrink.UnitExchange.until
+    real = shrink.UnitExchange.run
 
-    def until(self: Any, kept: np.ndarray, *rest: Any) -> Any:
+    def run(self: Any, kept: np.ndarray, *rest: Any, **named: Any) -> Any:
         tried.append(cost(searcher.graph, kept))
-        return real(self, kept, *rest)
+        return real(self, kept, *rest, **named)
 
-    monkeypatch.setattr(shrink.UnitExchange, "until", until)
+    monkeypatch.setattr(shrink.UnitExchange, "run", run)
     hopeless = shrink.RiseOracle(searcher)
     monkeypatch.setattr(shrink.RiseOracle, "_loss", lambda self, losses: 1.0)
     assert shrink.shrink(searcher, hopeless, start, NATS, "macs") is start

@@ -62,6 +62,9 @@ class RefitOracle:
     before a classifier fits its own samples too well to be compared on them.  With ``whole``, all data fit and
     ``unseen`` judges.  Every network takes over what comes before its first difference from one of the best networks
     so far.
+
+    Attributes:
+        known: the bytes of a mask -> its losses.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class RefitOracle:
         self.fit = DenseRun(graph, fit, ORACLE_BATCH, enough=None if whole else ENOUGH, judged=rest)
         self._best: list[tuple[float, int, Sweep]] = []
         self._calls = 0
-        self._known: dict[bytes, Losses] = {}
+        self.known: dict[bytes, Losses] = {}
 
     def __call__(self, kept: np.ndarray) -> float:
         return self._loss(self.losses(kept))
@@ -91,9 +94,9 @@ class RefitOracle:
     def losses(self, kept: np.ndarray) -> Losses:
         """Both losses of a mask's repaired network, computed once."""
         key = kept.tobytes()
-        if key not in self._known:
-            self._known[key] = self._repaired(CutNetwork(self.graph, kept))
-        return self._known[key]
+        if key not in self.known:
+            self.known[key] = self._repaired(CutNetwork(self.graph, kept))
+        return self.known[key]
 
     def repaired(self, kept: np.ndarray) -> tuple[CutNetwork, float]:
         """The repaired network, whose tensors are nobody else's, and its loss."""

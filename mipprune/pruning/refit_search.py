@@ -29,9 +29,9 @@ PATTERN_SHARE, WIDTH_SHARE = 0.1, 0.3
 #: Networks that are polished where the second-order repair follows: as many as this many multiply-adds pay for.
 POLISH_WORK, FEWEST_POLISHED, MOST_POLISHED = 6e7, 2, 4
 #: How many choices of groups to empty share the widths' evaluations, come before the jury, and share the exchanges.
-STARTS, SEMIFINALISTS, FINALISTS = 3, 4, 2
+STARTS, SEMIFINALISTS, FINALISTS = 3, 6, 2
 #: Of the masks that an exchange came along, the jury sees so many, the last ones.
-JUDGED = 3
+JUDGED = 4
 
 
 def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, plain: np.ndarray) -> Candidate:
@@ -61,27 +61,27 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
     _choose_empty(search, widths, limits, int(PATTERN_SHARE * trials))
     spent = len(widths.seen)
     most = max(spent, int((PATTERN_SHARE + WIDTH_SHARE) * trials))
-    starts = widths.finalists(STARTS)
-    for number, (counts, _) in enumerate(starts, 1):
-        widths.run(counts, spent + (most - spent) * number // len(starts), search.goes_on)
+    first = widths.finalists(STARTS)
+    for number, (counts, _) in enumerate(first, 1):
+        widths.run(counts, spent + (most - spent) * number // len(first), search.goes_on)
     jury = Jury(search, oracle)
     pool = [widths.mask(k) for k, _ in widths.finalists(SEMIFINALISTS)] + ([plain] if fits else [])
-    finalists = jury.ranked(list(_by_emptied(costs, pool, jury)))[:FINALISTS]
+    starts = jury.ranked(list(_by_emptied(costs, pool, jury)))[:FINALISTS]
     streams = [stream.group for stream, _ in oracle.fit.streams]
     exchange = UnitExchange(widths, search.pinned, search.seed, streams, lambda kept: oracle.losses(kept).divergence)
-    polishes = "lm" in search.repairer.names and can_polish(search.graph, finalists[0])
+    polishes = "lm" in search.repairer.names and can_polish(search.graph, starts[0])
     left = 0 if polishes else trials - len(widths.seen)
+    paths = [[start] for start in starts]  # from every finalist over better and better masks
     while True:  # half of what is left goes to all that are left, then the worst one leaves
-        share = left if len(finalists) == 1 else left // (2 * len(finalists))
-        left -= share * len(finalists)
-        for number, start in enumerate(finalists):
-            path = exchange.run(start, oracle.losses(start).divergence, share, search.goes_on)
-            finalists[number] = jury.best([kept for kept, _ in (path[0], *path[1:][-JUDGED:])])
-        finalists = jury.ranked(finalists)
-        kept = finalists[0]
-        if len(finalists) == 1:
+        share = left if len(paths) == 1 else left // (2 * len(paths))
+        left -= share * len(paths)
+        for path in paths:
+            path += exchange.run(path[-1], share, search.goes_on)
+        if len(paths) == 1:
             break
-        finalists.pop()
+        ends = jury.ranked([path[-1] for path in paths])[:-1]
+        paths = [path for path in paths if any(path[-1] is end for end in ends)]
+    kept = jury.best([paths[0][0], *paths[0][1:][-JUDGED:]])
     if polishes and search.goes_on():
         kept = _polished(search, oracle, widths, kept)
     counts = costs.counts(kept)

@@ -52,9 +52,10 @@ def shrink(search: Searcher, oracle: RiseOracle, best: Candidate, nats: float, m
         start = exchange.thinned(kept)
         trial = None
         if start is not None:
-            trial, rise, spent = exchange.until(start, nats, min(PATIENCE, left), search.goes_on)
-            left -= spent
-        if trial is not None and rise <= nats and search.truth(trial).loss <= allowed:
+            before = len(oracle.known)
+            trial = [start, *exchange.run(start, min(PATIENCE, left) - 1, search.goes_on, enough=nats)][-1]
+            left -= max(1, len(oracle.known) - before)
+        if trial is not None and oracle(trial) <= nats and search.truth(trial).loss <= allowed:
             kept, cost = trial, costs.cost(minimize, costs.counts(trial))
         else:
             step //= 2

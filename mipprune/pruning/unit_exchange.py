@@ -38,14 +38,17 @@ class UnitExchange:
         self._rank = np.concatenate([np.argsort(curve.order) for curve in widths.curves])  # high: stays long
 
     def run(
-        self, kept: np.ndarray, loss: float, evaluations: int, goes_on: Callable[[], bool] = lambda: True
-    ) -> list[tuple[np.ndarray, float]]:
-        """Better and better masks and their losses, from ``kept`` of this ``loss`` on; so many networks are tried."""
-        path = [(kept, loss)]
+        self, kept: np.ndarray, evaluations: int, goes_on: Callable[[], bool] = lambda: True, enough: float = -np.inf
+    ) -> list[np.ndarray]:
+        """The masks that were better than all before them, the best one last, of so many ``evaluations``.
+
+        It starts at ``kept``, whose loss has to be known anyway, and ends as soon as a loss is at most ``enough``.
+        """
+        loss, path = self.oracle(kept), []
         seen = {kept.tobytes()}
         spent = 0
         for _ in range(20 * evaluations):  # moves that don't fit or were tried before cost nothing
-            if spent == evaluations or not goes_on():
+            if spent == evaluations or loss <= enough or not goes_on():
                 break
             trial = self.moved(kept)
             if trial is None or trial.tobytes() in seen:
@@ -57,18 +60,8 @@ class UnitExchange:
             value = self.oracle(trial)
             if value < loss:
                 kept, loss = trial, value
-                path.append((kept, loss))
+                path.append(kept)
         return path
-
-    def until(
-        self, kept: np.ndarray, enough: float, evaluations: int, goes_on: Callable[[], bool] = lambda: True
-    ) -> tuple[np.ndarray, float, int]:
-        """Like :meth:`run`, but ends as soon as the loss is at most ``enough``; also says how many networks it took."""
-        loss, spent = self.oracle(kept), 1
-        while loss > enough and spent < evaluations and goes_on():
-            kept, loss = self.run(kept, loss, 1, goes_on)[-1]
-            spent += 1
-        return kept, loss, spent
 
     def thinned(self, kept: np.ndarray) -> np.ndarray | None:
         """Units taken away, least predicted loss per cost first, until the limits hold; ``None`` if they can't."""
