@@ -266,9 +266,13 @@ def test_a_tournament_keeps_the_better_half(monkeypatch: pytest.MonkeyPatch) -> 
     assert kept is masks[2]
     assert loss == 2.0
     assert [keys.index(k) for k in oracle.asked] == [0, 1, 2, 3, 1, 2]
+    oracle = Scripted(cut.graph, dict(zip(keys[:2], [[1.0, 3.0], [2.0, 2.0]], strict=True)))
+    assert polishing.best_polished(oracle, masks[:2], lambda: True)[0] is masks[1]  # type: ignore[arg-type]
+    assert polishing.best_polished(oracle, masks[:1], lambda: True) == (masks[0], 5.0)  # type: ignore[arg-type]
+    scripted = dict(zip(keys, [[4.0], [1.0, 3.0], [2.0, 2.0], [3.0]], strict=True))
     for polishes, winner in ((0, 0), (3, 0), (5, 1)):  # out of time: the last whole round decides
         left = iter([True] * polishes + [False] * 9)
-        oracle = Scripted(cut.graph, oracle.rounds)
+        oracle = Scripted(cut.graph, scripted)
         assert polishing.best_polished(oracle, masks, left.__next__)[0] is masks[winner]  # type: ignore[arg-type]
     monkeypatch.setattr(polishing, "MOST_WEIGHTS", 0)
     assert not polishing.can_polish(cut.graph, masks[0])

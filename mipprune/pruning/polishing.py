@@ -13,7 +13,7 @@ from .oracle import RefitOracle
 
 __all__ = ["ROUNDS", "best_polished", "can_polish"]
 
-#: Steps of every round; the better half of the networks goes on to the next one.
+#: Steps of every round; the better half of the networks goes on to the next one, two at least.
 ROUNDS = (2, 3)
 
 
@@ -40,13 +40,13 @@ def best_polished(
             them at least is small enough (:func:`can_polish`); others don't take part.
     """
     players = [_Player(kept, *oracle.repaired(kept)) for kept in masks if can_polish(oracle.graph, kept)]
-    for number, steps in enumerate(ROUNDS, 1):
+    for number, steps in enumerate(ROUNDS if len(players) > 1 else (), 1):
         for player in players:
             _polish(oracle, player, steps, goes_on)
         if any(len(player.losses) < number for player in players):
             break  # out of time: the last whole round decides
         players.sort(key=lambda player: player.losses[-1])
-        players = players[: -(-len(players) // 2)]
+        players = players[: max(2, -(-len(players) // 2))]
     best = players[0]
     return best.kept, best.losses[-1] if best.losses else best.refitted
 
