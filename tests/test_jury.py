@@ -1,4 +1,4 @@
-"""The last word on a search's networks: divergence within a structure, labels between structures, on unseen data."""
+"""The last word on a search's networks: what led within a structure, labels between structures."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ def masks(graph: Any, number: int) -> list[np.ndarray]:
     return [rng.permutation(np.arange(graph.n_units) < 10) for _ in range(number)]
 
 
-def lead(searcher: Any) -> RefitOracle:
-    return RefitOracle(searcher.graph, searcher.data, searcher.unseen, head=True)
+def lead(searcher: Any, labels: bool = False) -> RefitOracle:
+    return RefitOracle(searcher.graph, searcher.data, searcher.unseen, head=True, labels=labels)
 
 
-def splits(searcher: Any) -> list[RefitOracle]:
-    return [RefitOracle(searcher.graph, searcher.data, searcher.unseen, True, seed) for seed in range(3)]
+def splits(searcher: Any, labels: bool = False) -> list[RefitOracle]:
+    return [RefitOracle(searcher.graph, searcher.data, searcher.unseen, True, seed, labels) for seed in range(3)]
 
 
-def test_one_structure_is_compared_by_the_divergence_over_three_splits(searcher: Any) -> None:
-    some = masks(searcher.graph, 6)
-    mean = [np.mean([split.losses(kept).divergence for split in splits(searcher)]) for kept in some]
-    assert (Jury(searcher, lead(searcher)).best(some) == some[int(np.argmin(mean))]).all()
+@pytest.mark.parametrize("labels", [False, True])
+def test_one_structure_is_compared_by_what_led_over_three_splits(searcher: Any, labels: bool) -> None:
+    some = masks(searcher.graph, 12)
+    mean = [np.mean([split(kept) for split in splits(searcher, labels)]) for kept in some]
+    assert (Jury(searcher, lead(searcher, labels)).best(some) == some[int(np.argmin(mean))]).all()
 
 
 def test_several_structures_are_compared_by_labels_of_validation_data_on_what_is_delivered(searcher: Any) -> None:

@@ -199,21 +199,20 @@ def test_exchanges_find_units_that_the_curves_order_hides() -> None:
     assert oracle(early[-1]) <= oracle(start) - 5 < oracle([start, *early][-2])
 
 
-def test_exchanges_with_an_oracle_of_their_own_leave_empty_groups_alone() -> None:
+@pytest.mark.parametrize("keep_empty", [False, True])
+def test_exchanges_can_leave_empty_groups_alone(keep_empty: bool) -> None:
     curves, costs = toy_curves(8)
     limit = costs.cost("macs", np.array([2, 2]))
-    widths = WidthSearch(curves, costs, {"macs": limit}, widths_from(curves, 0, 0), lambda kept: 0.0)
     seen: list[np.ndarray] = []
 
     def oracle(kept: np.ndarray) -> float:
         seen.append(costs.counts(kept))
         return float(-len(seen))  # every move is taken
 
-    for own in (None, oracle):
-        widths.oracle = oracle
-        seen.clear()
-        UnitExchange(widths, np.zeros(16, dtype=bool), oracle=own).run(widths.mask(np.array([2, 2])), 60)
-        assert (np.array(seen) == 0).any() == (own is None)
+    widths = WidthSearch(curves, costs, {"macs": limit}, widths_from(curves, 0, 0), oracle)
+    start = widths.mask(np.array([2, 2]))
+    UnitExchange(widths, np.zeros(16, dtype=bool), keep_empty=keep_empty).run(start, 60)
+    assert (np.array(seen) == 0).any() != keep_empty
 
 
 def test_exchanges_keep_to_allowed_widths() -> None:

@@ -16,8 +16,6 @@ from torch import nn
 
 import mipprune as mp
 from mipprune.game import as_data
-from mipprune.pruning import polishing
-from mipprune.pruning.oracle import RefitOracle
 from mipprune.pruning.repairing import Repairer
 from mipprune.repair import CutNetwork, DenseRun, polish, recalibrate_batch_norm, refit_cut
 from mipprune.repair.krylov import Krylov
@@ -238,63 +236,7 @@ def test_a_repair_starts_from_the_renewed_batch_norm(monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(seen[0], with_bn(x).detach(), atol=1e-5, rtol=1e-5)
 
 
-class Scripted:
-    """An oracle whose judgement of every network, one number a round, is given."""
-
-    def __init__(self, graph: Any, rounds: dict[bytes, list[float]]) -> None:
-        self.graph, self.rounds, self.fit = graph, rounds, None
-        self.asked: list[bytes] = []
-
-    def repaired(self, kept: np.ndarray) -> tuple[CutNetwork, float]:
-        return CutNetwork(self.graph, kept), 5.0
-
-    def judged(self, cut: CutNetwork) -> float:
-        self.asked.append(cut.kept.tobytes())
-        return self.rounds[cut.kept.tobytes()][self.asked.count(cut.kept.tobytes()) - 1]
-
-
-def test_a_tournament_keeps_the_better_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    cut, _ = case(4)
-    masks = []
-    for unit in (0, 2, 7, 9):
-        masks.append(np.ones(cut.graph.n_units, dtype=bool))
-        masks[-1][unit] = False
-    keys = [mask.tobytes() for mask in masks]
-    monkeypatch.setattr(polishing, "polish", lambda cut, fit, steps, goes_on: [0.0] * (1 + steps * goes_on()))
-    oracle = Scripted(cut.graph, dict(zip(keys, [[4.0], [1.0, 3.0], [2.0, 2.0], [3.0]], strict=True)))
-    kept, loss = polishing.best_polished(oracle, masks, lambda: True)  # type: ignore[arg-type]
-    assert kept is masks[2]
-    assert loss == 2.0
-    assert [keys.index(k) for k in oracle.asked] == [0, 1, 2, 3, 1, 2]
-    for polishes, winner in ((0, 0), (3, 0), (5, 1)):  # out of time: the last whole round decides
-        left = iter([True] * polishes + [False] * 9)
-        oracle = Scripted(cut.graph, oracle.rounds)
-        assert polishing.best_polished(oracle, masks, left.__next__)[0] is masks[winner]  # type: ignore[arg-type]
-    monkeypatch.setattr(polishing, "MOST_WEIGHTS", 0)
-    assert not polishing.can_polish(cut.graph, masks[0])
-
-
-def test_what_an_oracle_lends_is_its_own() -> None:
-    """A polish of a repaired network leaves what later sweeps take over as it was."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
-    x = torch.randn(90, 6)
-    graph = mp.trace(model, x[:1])
-    oracle = RefitOracle(graph, as_data((x, model(x).argmax(1)), graph), None)
-    kept = np.ones(graph.n_units, dtype=bool)
-    kept[[0, 3, 9]] = False
-    before = oracle(kept)
-    cut, loss = oracle.repaired(kept)
-    assert loss == before
-    assert oracle.judged(cut) == pytest.approx(loss, rel=1e-5)
-    polish(cut, oracle.fit, steps=3)
-    assert oracle.judged(cut) != pytest.approx(loss, rel=1e-3)
-    again, loss = oracle.repaired(kept)  # takes over what the first sweep did
-    assert oracle.judged(again) == pytest.approx(before, rel=1e-5)
-    assert loss == before
-
-
-def test_prune_chooses_and_polishes() -> None:
+def test_prune_polishes_what_it_chose() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 12), nn.GELU(), nn.Linear(12, 3)).eval()
     x = torch.randn(300, 6)

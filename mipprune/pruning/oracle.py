@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -97,25 +96,6 @@ class RefitOracle:
         if key not in self.known:
             self.known[key] = self._repaired(CutNetwork(self.graph, kept))
         return self.known[key]
-
-    def repaired(self, kept: np.ndarray) -> tuple[CutNetwork, float]:
-        """The repaired network, whose tensors are nobody else's, and its loss."""
-        cut = CutNetwork(self.graph, kept)
-        loss = self._loss(self._repaired(cut))  # later sweeps may take over its tensors
-        copies = {id(tensor): tensor.clone() for tensor in cut.tensors.values()}
-        own = copy.copy(cut)
-        own.tensors = {node: copies[id(tensor)] for node, tensor in cut.tensors.items()}
-        return own, loss
-
-    @torch.no_grad()
-    def judged(self, cut: CutNetwork) -> float:
-        """The loss of any network on the samples that judge."""
-        names = self.graph.program.captured.inputs
-        parts = [
-            cut.run([env[name] for name in names])[n:]
-            for env, n, size in zip(self.fit.inputs, self.fit.fitted, self.fit.sizes, strict=True) if n < size
-        ]
-        return self._loss(self._losses(torch.cat(parts)))
 
     @torch.no_grad()
     def _repaired(self, cut: CutNetwork) -> Losses:

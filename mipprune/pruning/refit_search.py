@@ -13,7 +13,6 @@ from ..errors import InfeasibleError
 from ..records import frozen_array
 from .jury import Jury
 from .oracle import RefitOracle
-from .polishing import best_polished, can_polish
 from .search import Candidate, Searcher
 from .surrogates import refit_size_curves
 from .unit_exchange import UnitExchange
@@ -26,8 +25,6 @@ __all__ = ["search_widths"]
 SEARCH_WORK, FEWEST_TRIALS, MOST_TRIALS = 8e9, 20, 120
 #: The share of them that goes to choices of groups to empty, and to widths; the rest is for exchanges of units.
 PATTERN_SHARE, WIDTH_SHARE = 0.1, 0.3
-#: Networks that are polished where the second-order repair follows: as many as this many multiply-adds pay for.
-POLISH_WORK, FEWEST_POLISHED, MOST_POLISHED = 6e7, 2, 4
 #: How many choices of groups to empty share the widths' evaluations, come before the jury, and share the exchanges.
 STARTS, SEMIFINALISTS, FINALISTS = 3, 6, 2
 #: Of the masks that an exchange came along, the jury sees so many, the last ones.
@@ -40,10 +37,7 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
     Widths to start from: those of ``best``, those of the baseline's mask ``plain``, and the curves' for every choice of
     groups to empty, if there are few, or else for those that one change after another leads to.  The best choices
     share the width search; the best of these by the jury (:class:`~mipprune.pruning.jury.Jury`), with ``plain`` among
-    them, share the exchanges of units, and the jury says how far to follow these.  Where the second-order repair
-    follows, a tournament of short polishes takes the place of the exchanges
-    (:func:`~mipprune.pruning.polishing.best_polished`): divergences on new images were 2% and 12% lower so, and
-    accuracies the same (a small transformer at 5% and 10%, five seeds).
+    them, share the exchanges of units, and the jury says how far to follow these.
     """
     search.tick("searching widths")
     costs = search.graph.costs
@@ -68,9 +62,8 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
     pool = [widths.mask(k) for k, _ in widths.finalists(SEMIFINALISTS)] + ([plain] if fits else [])
     starts = jury.ranked(list(_by_emptied(costs, pool, jury)))[:FINALISTS]
     streams = [stream.group for stream, _ in oracle.fit.streams]
-    exchange = UnitExchange(widths, search.pinned, search.seed, streams, lambda kept: oracle.losses(kept).divergence)
-    polishes = "lm" in search.repairer.names and can_polish(search.graph, starts[0])
-    left = 0 if polishes else trials - len(widths.seen)
+    exchange = UnitExchange(widths, search.pinned, search.seed, streams, keep_empty=True)
+    left = trials - len(widths.seen)
     paths = [[start] for start in starts]  # from every finalist over better and better masks
     while True:  # half of what is left goes to all that are left, then the worst one leaves
         share = left if len(paths) == 1 else left // (2 * len(paths))
@@ -82,8 +75,6 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
         ends = jury.ranked([path[-1] for path in paths])[:-1]
         paths = [path for path in paths if any(path[-1] is end for end in ends)]
     kept = jury.best([paths[0][0], *paths[0][1:][-JUDGED:]])
-    if polishes and search.goes_on():
-        kept = _polished(search, oracle, widths, kept)
     counts = costs.counts(kept)
     last = best.stages[-1]
     if (kept == widths.mask(counts)).all():
@@ -104,20 +95,6 @@ def _by_emptied(costs: CostModel, masks: list[np.ndarray], jury: Jury) -> Iterat
     for kept in masks:
         alike.setdefault((costs.counts(kept) == 0).tobytes(), []).append(kept)
     yield from (jury.best(some) for some in alike.values())
-
-
-def _polished(search: Searcher, oracle: RefitOracle, widths: WidthSearch, kept: np.ndarray) -> np.ndarray:
-    """The best network after a short second-order repair, of ``kept`` and the best widths of several choices to empty.
-
-    Half of the places go to the choices, the others to the best widths whatever they empty.
-    """
-    search.tick("polishing")
-    work = search.graph.macs(kept) * len(search.data)
-    places = min(max(int(POLISH_WORK / max(1, work)), FEWEST_POLISHED), MOST_POLISHED)
-    counts = [found for found, _ in widths.finalists(places // 2)]
-    counts += [found for found, _ in widths.best(places)]
-    masks = list({mask.tobytes(): mask for mask in (kept, *map(widths.mask, counts))}.values())[:places]
-    return best_polished(oracle, masks, search.goes_on)[0]
 
 
 def _choose_empty(search: Searcher, widths: WidthSearch, limits: dict[str, int], evaluations: int) -> None:

@@ -22,16 +22,15 @@ class UnitExchange:
         widths: curves, limits, allowed widths and the oracle.
         pinned: bool (n_units,), units that stay.
         alike: groups (projected streams) of which only the number of units counts.
-        oracle: what :meth:`run` asks instead of the widths' oracle; groups that are empty then stay so, and the others
-            not.
+        keep_empty: whether :meth:`run` leaves it as it is which groups are empty.
     """
 
     def __init__(
         self, widths: WidthSearch, pinned: np.ndarray, seed: int = 0, alike: Collection[int] = (),
-        oracle: Callable[[np.ndarray], float] | None = None,
+        keep_empty: bool = False,
     ) -> None:
         self.widths, self.pinned, self.alike = widths, pinned, set(alike)
-        self.oracle, self._keeps_empty = oracle or widths.oracle, oracle is not None
+        self.keep_empty = keep_empty
         self._rng = np.random.default_rng(seed)
         sizes = [len(curve.order) for curve in widths.curves]
         self._units = [np.arange(end - n, end) for n, end in zip(sizes, np.cumsum(sizes), strict=True)]
@@ -44,7 +43,7 @@ class UnitExchange:
 
         It starts at ``kept``, whose loss has to be known anyway, and ends as soon as a loss is at most ``enough``.
         """
-        loss, path = self.oracle(kept), []
+        loss, path = self.widths.oracle(kept), []
         seen = {kept.tobytes()}
         spent = 0
         for _ in range(20 * evaluations):  # moves that don't fit or were tried before cost nothing
@@ -53,11 +52,11 @@ class UnitExchange:
             trial = self.moved(kept)
             if trial is None or trial.tobytes() in seen:
                 continue
-            if self._keeps_empty and ((self._counts(trial) == 0) != (self._counts(kept) == 0)).any():
+            if self.keep_empty and ((self._counts(trial) == 0) != (self._counts(kept) == 0)).any():
                 continue
             seen.add(trial.tobytes())
             spent += 1
-            value = self.oracle(trial)
+            value = self.widths.oracle(trial)
             if value < loss:
                 kept, loss = trial, value
                 path.append(kept)

@@ -97,11 +97,6 @@ class WidthSearch:
                 best[empty] = (counts, loss)
         return sorted(best.values(), key=lambda found: found[1])[:most]
 
-    def best(self, most: int) -> list[tuple[np.ndarray, float]]:
-        """The ``most`` best widths seen, whatever they empty, and their loss."""
-        fits = ((np.array(key, dtype=np.int64), loss) for key, loss in self.seen.items())
-        return sorted((found for found in fits if self.fits(found[0])), key=lambda found: found[1])[:most]
-
     def judge(self, counts: np.ndarray) -> float:
         """The oracle's loss of these widths with what the limits still allow added."""
         return self._loss(self.filled(np.array(counts, dtype=np.int64)))
