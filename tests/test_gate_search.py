@@ -31,9 +31,11 @@ from .test_joint import costs_of
 def tanh_net() -> tuple[mp.UnitGraph, LabelledData]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    with torch.no_grad():
+        model[4].weight *= 30  # sure of itself, so that the temperature matters
     x = torch.randn(40, 4).double()
     graph = mp.trace(model, x[:1])
-    return graph, as_data((x, (3 * model(x)).argmax(1)), graph)
+    return graph, as_data((x, model(x).argmax(1)), graph)
 
 
 # -- the sketch --------------------------------------------------------------------------------------------------------
@@ -71,6 +73,8 @@ def test_sketch_knows_units_that_are_off() -> None:
         rows = torch.autograd.functional.jacobian(lambda g, one=part: graph.program.run(one, g)[0], gates)
         curvature += (rows.T @ (torch.diag(p[k]) - torch.outer(p[k], p[k])) @ rows).numpy() / len(data)
     np.testing.assert_allclose(found.joint, curvature, atol=0.05 * curvature.max())
+    hot = sketch_gates(graph, data, kept, temperature=50.0, probes=400).joint
+    assert abs(hot - curvature).max() > 0.1 * curvature.max()
 
 
 # -- units that come back ----------------------------------------------------------------------------------------------
@@ -273,7 +277,9 @@ def test_exchanges_improve_on_the_chain(
         real(self, *arguments)
 
     monkeypatch.setattr(JointSearch, "run", watched)
-    result = pruned(mlp, digits_flat, pin=["2"], budget=[mp.Macs(0.5), mp.Params(0.55)])
+    monkeypatch.setattr(joint_search, "SKETCH_SAMPLES", 30)  # so that the chain leaves something to be done
+    asked = {"pin": ["2"], "budget": [mp.Macs(0.5), mp.Params(0.55)], "stages": 2, "surrogate": "joint"}
+    result = pruned(mlp, digits_flat, **asked)
     chain, best = runs[0].found
     assert runs[0].score(best.quality) < runs[0].score(chain.quality)
     assert (result.kept == best.kept).all()
@@ -286,7 +292,7 @@ def test_exchanges_improve_on_the_chain(
     assert sum(s.true_drop for s in report.stages) == pytest.approx(report.solution.true_drop, abs=1e-6)
     assert not report.solution.proved
     assert report.solution.termination == "iteration_limit"
-    again = pruned(mlp, digits_flat, pin=["2"], budget=[mp.Macs(0.5), mp.Params(0.55)])
+    again = pruned(mlp, digits_flat, **asked)
     assert (again.kept == result.kept).all()
 
 
@@ -294,7 +300,7 @@ def test_never_worse_than_the_baseline(mlp: nn.Module, digits_flat: Any, monkeyp
     """A chain that keeps the units that are worth least: the search starts from the magnitude baseline instead."""
     expand = JointSearch._expand
 
-    def lying(self: JointSearch, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def lying(self: JointSearch, kept: np.ndarray, *probes: int) -> tuple[np.ndarray, np.ndarray]:
         gradient, curvature = expand(self, kept)
         return -gradient - curvature.diagonal(), 1e-6 * curvature
 
@@ -303,6 +309,19 @@ def test_never_worse_than_the_baseline(mlp: nn.Module, digits_flat: Any, monkeyp
     monkeypatch.setattr(joint_search, "MOST_ROUNDS", 0)
     result = pruned(mlp, digits_flat, budget=mp.Macs(0.5))
     assert result.report.pruned.loss == pytest.approx(result.report.baseline.loss)
+
+
+def test_time_that_runs_out_in_a_round_ends_it() -> None:
+    costs = costs_of(5, 4)
+    judge, expand = quadratic(1, 9)
+    kept = np.array([1, 1, 0, 0, 0, 1, 1, 0, 0], dtype=bool)
+    allowed = allowed_counts(costs.sizes, np.ones(2, dtype=int), np.ones(2, dtype=int))
+    limit = {"macs": costs.cost("macs", costs.counts(kept))}
+    answers = iter([True, True, False])
+    walk = GateSearch(costs, limit, allowed, np.zeros(9, dtype=bool), expand, lambda trial: 9.0, kept, judge(kept))
+    walk.run(1, lambda: next(answers))
+    assert walk.judged == 1
+    assert (walk.kept == kept).all()
 
 
 @pytest.mark.parametrize("units", ["fine", "branches"])
@@ -326,7 +345,8 @@ def test_ctrl_c_among_the_exchanges(mlp: nn.Module, digits_flat: Any, monkeypatc
         return False
 
     monkeypatch.setattr(GateSearch, "_judged", interrupted)
-    result = pruned(mlp, digits_flat)
+    monkeypatch.setattr(joint_search, "SKETCH_SAMPLES", 30)
+    result = pruned(mlp, digits_flat, stages=1, surrogate="joint")
     assert result.solution.termination == "interrupted"
     assert (result.kept == walks[0].kept).all()
 

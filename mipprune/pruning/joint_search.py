@@ -18,8 +18,9 @@ from .search import Candidate, Searcher, Stage
 
 __all__ = ["JointSearch"]
 
-#: Without repair: samples of one expansion, probes for each, and the temperature of the curvature.
-SKETCH_SAMPLES, PROBES, SKETCH_TEMPERATURE = 512, 1, 2.0
+#: Without repair: samples of one expansion, the temperature of its curvature, and probes for each sample, in a stage
+#: (whose step is long) and in a round of exchanges.
+SKETCH_SAMPLES, SKETCH_TEMPERATURE, STAGE_PROBES, ROUND_PROBES = 512, 2.0, 3, 1
 #: Rounds of the search that follows: as many as this many multiply-adds pay for, within a range.  On the small networks
 #: of the benchmarks selection then takes about as long as training did.
 EXCHANGE_WORK, FEWEST_ROUNDS, MOST_ROUNDS = 1e10, 6, 20
@@ -74,7 +75,7 @@ class JointSearch:
             share = step / stages
             now = {r: max(limit, int(full[r] * (limit / full[r]) ** share)) for r, limit in self.limits.items()}
             now = {r: max(limit, least[r]) for r, limit in now.items()} if step < stages else self.limits
-            gradient, curvature = self._expand(kept)
+            gradient, curvature = self._expand(kept, STAGE_PROBES)
             problem = JointProblem(gradient, curvature, costs, now, kept, search.pinned, search.floor)
             found = problem.solve()
             after = search.truth(found)
@@ -147,7 +148,7 @@ class JointSearch:
         except ModelStateError:  # a mask may well drive a network into overflow
             return float("inf")
 
-    def _expand(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _expand(self, kept: np.ndarray, probes: int = ROUND_PROBES) -> tuple[np.ndarray, np.ndarray]:
         """Gradient and curvature of the loss in all gates: float64 (n_units,), (n_units, n_units).
 
         Without repairs, units that are off have derivatives too, and samples and probes are drawn: as good a guide as
@@ -160,7 +161,7 @@ class JointSearch:
             return exact.gradient, exact.joint
         few = self._draws.permutation(len(data))[:SKETCH_SAMPLES]
         sketch = sketch_gates(
-            graph, data.take(torch.from_numpy(few)), kept, SKETCH_TEMPERATURE, PROBES,
+            graph, data.take(torch.from_numpy(few)), kept, SKETCH_TEMPERATURE, probes,
             int(self._draws.integers(2**31)),
         )
         return sketch.gradient, sketch.joint
