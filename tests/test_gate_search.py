@@ -299,6 +299,23 @@ def test_exchanges_improve_on_the_chain(
     assert (again.kept == result.kept).all()
 
 
+def test_what_is_repaired_decides_how(mlp: nn.Module, digits_flat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh statistics of a network without batch-norm are no repair; after a refit the cut network says little."""
+    walks: list[GateSearch] = []
+    run = GateSearch.run
+
+    def watched(self: GateSearch, *arguments: Any) -> None:
+        walks.append(self)
+        run(self, *arguments)
+
+    monkeypatch.setattr(GateSearch, "run", watched)
+    plain, fresh = pruned(mlp, digits_flat), pruned(mlp, digits_flat, repair=("bn",))
+    assert (plain.kept == fresh.kept).all()
+    assert len(walks) == 2
+    pruned(mlp, digits_flat, repair=("refit",), surrogate="joint", stages=1)
+    assert len(walks) == 2
+
+
 def test_never_worse_than_the_baseline(mlp: nn.Module, digits_flat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chain that keeps the units that are worth least: the search starts from the magnitude baseline instead."""
     expand = JointSearch._expand

@@ -18,7 +18,7 @@ from .search import Candidate, Searcher, Stage
 
 __all__ = ["JointSearch"]
 
-#: Without repair: samples of one expansion, the temperature of its curvature, and probes for each sample, in a stage
+#: Without refits: samples of one expansion, the temperature of its curvature, and probes for each sample, in a stage
 #: (whose step is long) and in a round of exchanges.
 SKETCH_SAMPLES, SKETCH_TEMPERATURE, STAGE_PROBES, ROUND_PROBES = 512, 2.0, 3, 1
 #: Rounds of the search that follows: as many as this many multiply-adds pay for, within a range.  On the small networks
@@ -29,7 +29,8 @@ EXCHANGE_WORK, FEWEST_ROUNDS, MOST_ROUNDS = 1e10, 6, 20
 class JointSearch:
     """The best network under ``limits``: a chain of joint quadratics, then exchanges judged by the network as cut.
 
-    Where the network is repaired after the cut, its loss before the repair says little: then there is the chain alone.
+    Where the weights are repaired after the cut, the loss before the repair says little: then there is the chain alone.
+    Batch-norm statistics are cheap to repair, so networks are judged with these, if that was asked for.
 
     Args:
         limits: resource -> largest cost.
@@ -40,7 +41,7 @@ class JointSearch:
 
     def __init__(self, search: Searcher, limits: dict[str, int]) -> None:
         self.search, self.limits = search, limits
-        self.repaired = bool(search.repairer.names)
+        self.repaired = bool(set(search.repairer.names) - {"bn"})
         self.found: list[Candidate] = []
         self._draws = np.random.default_rng(search.seed)
 
@@ -58,7 +59,7 @@ class JointSearch:
     def _chain(self, stages: int) -> JointProblem:
         """Stages shrink the costs by equal factors: the less is left, the less may go before a new expansion.
 
-        Without repairs the later stages also try what the quadratic says when units may come back, and the lower
+        Without refits the later stages also try what the quadratic says when units may come back, and the lower
         score decides.  The chain as a whole is a heuristic; each stage's bound holds for its own quadratic.
         Returns the last problem.
         """
@@ -151,7 +152,7 @@ class JointSearch:
     def _expand(self, kept: np.ndarray, probes: int = ROUND_PROBES) -> tuple[np.ndarray, np.ndarray]:
         """Gradient and curvature of the loss in all gates: float64 (n_units,), (n_units, n_units).
 
-        Without repairs, units that are off have derivatives too, and samples and probes are drawn: as good a guide as
+        Without refits, units that are off have derivatives too, and samples and probes are drawn: as good a guide as
         the exact expansion (its rank correlation with the true losses of exchanges lies within .03 of that one's on a
         small CNN, ResNet and transformer), at a fifth to a tenth of its time.
         """
