@@ -137,8 +137,8 @@ class JointSearch:
 
         A cut network that nothing repairs is often sure of the wrong things: masks of equal cross-entropy differ by ten
         points in accuracy.  By the cross-entropy alone networks of a fifth of the multiply-adds reach 92.7, 62.0 and
-        76.9% on new images (a small CNN, ResNet, transformer; means of five), by this 94.3, 70.7 and 78.1% in the same time,
-        at cross-entropies 1 to 4% higher.
+        76.9% on new images (a small CNN, ResNet, transformer; means of five), by this 94.3, 70.7 and 78.1% in the same
+        time, at cross-entropies 1 to 4% higher.
         """
         return float(quality.loss * (1 - quality.accuracy + 1 / quality.n_samples) ** 0.5)
 
