@@ -18,8 +18,9 @@ from .search import Candidate, Searcher, Stage
 
 __all__ = ["JointSearch"]
 
-#: Without repair: samples of one expansion, probes for each, and the temperature of the curvature.
-SKETCH_SAMPLES, PROBES, SKETCH_TEMPERATURE = 512, 1, 2.0
+#: Without refits: samples of one expansion, the temperature of its curvature, and probes for each sample, in a stage
+#: (whose step is long) and in a round of exchanges.
+SKETCH_SAMPLES, SKETCH_TEMPERATURE, STAGE_PROBES, ROUND_PROBES = 512, 2.0, 3, 1
 #: Rounds of the search that follows: as many as this many multiply-adds pay for, within a range.  On the small networks
 #: of the benchmarks selection then takes about as long as training did.
 EXCHANGE_WORK, FEWEST_ROUNDS, MOST_ROUNDS = 1e10, 6, 20
@@ -28,7 +29,8 @@ EXCHANGE_WORK, FEWEST_ROUNDS, MOST_ROUNDS = 1e10, 6, 20
 class JointSearch:
     """The best network under ``limits``: a chain of joint quadratics, then exchanges judged by the network as cut.
 
-    Where the network is repaired after the cut, its loss before the repair says little: then there is the chain alone.
+    Where the weights are repaired after the cut, the loss before the repair says little: then there is the chain alone.
+    Batch-norm statistics are cheap to repair, so networks are judged with these, if that was asked for.
 
     Args:
         limits: resource -> largest cost.
@@ -39,7 +41,7 @@ class JointSearch:
 
     def __init__(self, search: Searcher, limits: dict[str, int]) -> None:
         self.search, self.limits = search, limits
-        self.repaired = bool(search.repairer.names)
+        self.repaired = bool(set(search.repairer.names) - {"bn"})
         self.found: list[Candidate] = []
         self._draws = np.random.default_rng(search.seed)
 
@@ -57,7 +59,7 @@ class JointSearch:
     def _chain(self, stages: int) -> JointProblem:
         """Stages shrink the costs by equal factors: the less is left, the less may go before a new expansion.
 
-        Without repairs the later stages also try what the quadratic says when units may come back, and the lower
+        Without refits the later stages also try what the quadratic says when units may come back, and the lower
         score decides.  The chain as a whole is a heuristic; each stage's bound holds for its own quadratic.
         Returns the last problem.
         """
@@ -74,7 +76,7 @@ class JointSearch:
             share = step / stages
             now = {r: max(limit, int(full[r] * (limit / full[r]) ** share)) for r, limit in self.limits.items()}
             now = {r: max(limit, least[r]) for r, limit in now.items()} if step < stages else self.limits
-            gradient, curvature = self._expand(kept)
+            gradient, curvature = self._expand(kept, STAGE_PROBES)
             problem = JointProblem(gradient, curvature, costs, now, kept, search.pinned, search.floor)
             found = problem.solve()
             after = search.truth(found)
@@ -135,8 +137,8 @@ class JointSearch:
 
         A cut network that nothing repairs is often sure of the wrong things: masks of equal cross-entropy differ by ten
         points in accuracy.  By the cross-entropy alone networks of a fifth of the multiply-adds reach 92.7, 62.0 and
-        76.9% on new images (a small CNN, ResNet, transformer; means of five), by this 94.3, 70.7 and 78.1%, at
-        cross-entropies 1 to 4% higher.
+        76.9% on new images (a small CNN, ResNet, transformer; means of five), by this 94.3, 70.7 and 78.1% in the same
+        time, at cross-entropies 1 to 4% higher.
         """
         return float(quality.loss * (1 - quality.accuracy + 1 / quality.n_samples) ** 0.5)
 
@@ -147,10 +149,10 @@ class JointSearch:
         except ModelStateError:  # a mask may well drive a network into overflow
             return float("inf")
 
-    def _expand(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _expand(self, kept: np.ndarray, probes: int = ROUND_PROBES) -> tuple[np.ndarray, np.ndarray]:
         """Gradient and curvature of the loss in all gates: float64 (n_units,), (n_units, n_units).
 
-        Without repairs, units that are off have derivatives too, and samples and probes are drawn: as good a guide as
+        Without refits, units that are off have derivatives too, and samples and probes are drawn: as good a guide as
         the exact expansion (its rank correlation with the true losses of exchanges lies within .03 of that one's on a
         small CNN, ResNet and transformer), at a fifth to a tenth of its time.
         """
@@ -160,7 +162,7 @@ class JointSearch:
             return exact.gradient, exact.joint
         few = self._draws.permutation(len(data))[:SKETCH_SAMPLES]
         sketch = sketch_gates(
-            graph, data.take(torch.from_numpy(few)), kept, SKETCH_TEMPERATURE, PROBES,
+            graph, data.take(torch.from_numpy(few)), kept, SKETCH_TEMPERATURE, probes,
             int(self._draws.integers(2**31)),
         )
         return sketch.gradient, sketch.joint

@@ -114,7 +114,7 @@ def prune(
         surrogate: ``"refit"``: what removals cost after the layers that read the units are refitted
             (:func:`~mipprune.curvature.refit_curves`), and under a budget a search over widths that repairs and
             measures every network it tries, then one over units; ``"joint"``: one quadratic in all gates, expanded
-            anew in every stage, for budgets (:class:`~mipprune.pruning.joint.JointProblem`), and without repairs a
+            anew in every stage, for budgets (:class:`~mipprune.pruning.joint.JointProblem`), and without refits a
             search over units that cuts and measures every network it tries
             (:class:`~mipprune.pruning.gate_search.GateSearch`); or layer by layer
             ``"quadratic"``, ``"additive"``, ``"head"``, see
