@@ -108,15 +108,63 @@ def test_a_stream_that_others_read_on_the_way_keeps_its_own_sum() -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = self.first(x).relu()
-            x = x + self.down[0](self.up[0](x).relu())
-            between = self.side(x)
-            x = x + self.down[1](self.up[1](x).relu())
-            return self.last(x) + between
+            between = x + self.down[0](self.up[0](x).relu())
+            x = between + self.down[1](self.up[1](between).relu())
+            return self.last(x) + self.side(between)
 
     torch.manual_seed(0)
     x = torch.randn(30, 5)
     graph = mp.allow_empty(mp.trace(Read().eval(), x[:1]), x[:1])
     assert layers_and_goals(graph, as_data((x, torch.zeros(30).long()), graph), emptied(graph, 1)) == {}
+
+
+def test_what_else_is_added_on_the_way_ends_it() -> None:
+    class Wide(nn.Module):
+        """Three parallel layers, added up, before a branch."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.ModuleList(nn.Linear(5, 6) for _ in range(3))
+            self.up, self.down, self.last = nn.Linear(6, 4), nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first[0](x) + self.first[1](x) + self.first[2](x)
+            return self.last(x + self.down(self.up(x).relu()))
+
+    torch.manual_seed(0)
+    x = torch.randn(30, 5)
+    graph = mp.allow_empty(mp.trace(Wide().eval(), x[:1]), x[:1])
+    kept = np.ones(graph.n_units, dtype=bool)
+    kept[graph.group("up").units] = False
+    data = as_data((x, torch.zeros(30).long()), graph)
+    assert layers_and_goals(graph, data, kept) == {"first.2.weight": 3}  # the first sum lacks the third layer
+
+
+def test_a_projection_beside_an_empty_branch_answers_for_the_blocks_behind() -> None:
+    class Blocks(nn.Module):
+        """A block with a projection on the skip, and one without."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.skip, self.last = nn.Linear(5, 4), nn.Linear(4, 6), nn.Linear(6, 3)
+            self.up = nn.ModuleList([nn.Linear(4, 3), nn.Linear(6, 3)])
+            self.down = nn.ModuleList(nn.Linear(3, 6) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x).relu()
+            x = (self.down[0](self.up[0](x).relu()) + self.skip(x)).relu()
+            return self.last((self.down[1](self.up[1](x).relu()) + x).relu())
+
+    torch.manual_seed(0)
+    x = torch.randn(30, 5)
+    graph = mp.allow_empty(mp.trace(Blocks().eval(), x[:1]), x[:1])
+    data = as_data((x, torch.zeros(30).long()), graph)
+    kept = emptied(graph, 0, 1)
+    assert layers_and_goals(graph, data, kept)["skip.weight"] == 2
+    dense = DenseRun(graph, data)
+    tensors = graph.program.captured.tensors
+    (skip,) = (layer for layer in dense.layers.values() if tensors[layer.weight] == "skip.weight")
+    assert find_goals(CutNetwork(graph, kept), dense)[skip.node.name].other is None  # the branch beside it is constant
 
 
 @pytest.mark.parametrize("norms", [False, True])
