@@ -20,7 +20,7 @@ from mipprune.curvature import RefitCurve, refit_curves
 from mipprune.demo import train
 from mipprune.errors import BudgetError, ConfigError, DataError, InfeasibleError
 from mipprune.game import as_data
-from mipprune.pruning import pipeline, refit_search
+from mipprune.pruning import delivery, refit_search
 from mipprune.pruning.certificate import certify_accuracy, clopper_pearson_upper
 from mipprune.pruning.diagnosis import diagnose
 from mipprune.pruning.multiples import least_counts
@@ -326,14 +326,14 @@ def test_interrupted_while_the_report_is_made(
 ) -> None:
     monkeypatch.setattr(refit_search, "FEWEST_TRIALS", 3)
     monkeypatch.setattr(refit_search, "MOST_TRIALS", 3)
-    diagnose, times = pipeline.diagnose, 1
+    diagnose, times = delivery.diagnose, 1
 
     def interrupt(*arguments: Any) -> Any:
         for _ in range(times):
             signal.raise_signal(signal.SIGINT)
         return diagnose(*arguments)
 
-    monkeypatch.setattr(pipeline, "diagnose", interrupt)
+    monkeypatch.setattr(delivery, "diagnose", interrupt)
     options = {"budget": mp.Macs(0.5), "holdout": digits_flat.test, "progress": False}
     handler = signal.getsignal(signal.SIGINT)
     result = mp.prune(mlp, digits_flat.train, **options)

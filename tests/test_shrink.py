@@ -14,7 +14,7 @@ from torch import nn
 import mipprune as mp
 from mipprune.demo import train
 from mipprune.graph import UnitGraph
-from mipprune.pruning import pipeline, search, shrink
+from mipprune.pruning import delivery, pipeline, search, shrink
 from mipprune.pruning.baseline import magnitude_mask
 from mipprune.pruning.repairing import Repairer
 from mipprune.repair import CutNetwork, refit_cut
@@ -116,14 +116,14 @@ def test_pinned_units_stay(searcher: search.Searcher, start: search.Candidate) -
 
 def test_prune_uses_it_and_compares_at_the_same_cost(mlp: nn.Module, digits_flat: Any) -> None:
     seen: dict[str, Any] = {}
-    real = pipeline.magnitude_mask
+    real = delivery.magnitude_mask
 
     def spy(graph: UnitGraph, limits: dict[str, int], *rest: Any) -> np.ndarray:
         seen.update(limits=limits)
         return real(graph, limits, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "magnitude_mask", spy)
+        patch.setattr(delivery, "magnitude_mask", spy)
         result = mp.prune(
             mlp, digits_flat.train, holdout=digits_flat.test, tolerance=mp.LossIncrease(NATS), progress=False
         )

@@ -131,8 +131,8 @@ class DenseRun:
     def position_root(self, goal: fx.Node, layer: Layer, grid: Grid | None) -> torch.Tensor | None:
         """Square root (P, P) of the metric over the positions of ``grid`` that ``layer`` is fitted to ``goal`` at.
 
-        Of :func:`~mipprune.curvature.output_metric.position_metrics`, blended with the identity: the smaller network's later layers
-        aren't quite the dense one's.  ``None``: all alike.
+        Of :func:`~mipprune.curvature.output_metric.position_metrics`, blended with the identity: the smaller network's
+        later layers aren't quite the dense one's.  ``None``: all alike.
         """
         metric = self._metrics.get(goal.name)
         if metric is None:
