@@ -13,6 +13,7 @@ from torch import nn
 
 import mipprune as mp
 from mipprune.game import LabelledData, as_data
+from mipprune.pruning import jury as jury_module
 from mipprune.pruning.jury import Jury
 from mipprune.pruning.oracle import Losses, RefitOracle
 from mipprune.pruning.refit_search import _by_emptied
@@ -71,9 +72,25 @@ def test_without_validation_data_the_splits_labels_count(searcher: Any) -> None:
 def test_out_of_time_nothing_is_judged(searcher: Any) -> None:
     searcher.goes_on = lambda: False
     some = masks(searcher.graph, 3)
-    jury = Jury(searcher, None)  # type: ignore[arg-type]
+    jury = Jury(searcher, lead(searcher))
+    jury._lead = None  # type: ignore[assignment]
     assert jury.best(some) is some[0]
     assert [k is m for k, m in zip(jury.ranked(some), some, strict=True)] == [True] * 3
+
+
+def test_where_memory_is_short_the_first_split_judges_alone(
+    searcher: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = lead(searcher)
+    values = first.fit.targets[0].values()
+    assert len(first.fit.targets) == 1
+    assert first.fit.memory() == sum(v.numel() * v.element_size() for v in values) > 1000
+    monkeypatch.setattr(jury_module, "MOST_MEMORY", 1000)
+    some = masks(searcher.graph, 6)
+    jury = Jury(searcher, first)
+    monkeypatch.setattr(jury_module, "RefitOracle", None)  # no other is made
+    assert jury.best(some) is min(some, key=first)
+    assert jury.ranked(some)[0] is min(some, key=lambda kept: first.losses(kept).cross_entropy)
 
 
 def test_masks_of_one_structure_meet_first(searcher: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .oracle import RefitOracle
+from .oracle import MOST_MEMORY, RefitOracle
 from .search import Searcher
 
 __all__ = ["Jury"]
@@ -23,6 +23,9 @@ class Jury:
     Of 36 ways to pair six measures this was among the best two, by the accuracy of the networks picked (a small
     transformer, a residual network and a chain of convolutions, nine budgets, five seeds).
 
+    Other splits keep the dense network's values on theirs, as the first one does; where these take more than
+    MOST_MEMORY bytes, the first split judges alone.
+
     Args:
         search: its data and seed.
         lead: the split that led the search.
@@ -30,6 +33,7 @@ class Jury:
 
     def __init__(self, search: Searcher, lead: RefitOracle) -> None:
         self._search, self._lead = search, lead
+        self._large = lead.fit.memory() > MOST_MEMORY
         self._others: list[RefitOracle] = []
         self._whole: RefitOracle | None = None
 
@@ -47,7 +51,7 @@ class Jury:
 
     def _splits(self) -> list[RefitOracle]:
         search, lead = self._search, self._lead
-        if not self._others:
+        if not self._others and not self._large:
             self._others = [
                 RefitOracle(search.graph, search.data, search.unseen, lead.head, search.seed + k, lead.labels)
                 for k in (1, 2)
@@ -56,7 +60,7 @@ class Jury:
 
     def _labels(self) -> Callable[[np.ndarray], float]:
         search = self._search
-        if search.unseen is None:
+        if search.unseen is None or self._large:
             return lambda kept: float(np.mean([split.losses(kept).cross_entropy for split in self._splits()]))
         if self._whole is None:
             self._whole = RefitOracle(search.graph, search.data, search.unseen, self._lead.head, whole=True)

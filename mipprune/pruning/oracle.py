@@ -14,7 +14,7 @@ from ..graph import UnitGraph
 from ..repair import CutNetwork, DenseRun, Sweep, fit_head
 from ..surgery.verify import first_tensor
 
-__all__ = ["TEMPERATURE", "Losses", "RefitOracle", "divergence", "softened_divergence"]
+__all__ = ["MOST_MEMORY", "TEMPERATURE", "Losses", "RefitOracle", "divergence", "softened_divergence"]
 
 #: Softens the logits that networks are compared by: the wrong classes' ranking counts, not only the winner.
 TEMPERATURE = 4.0
@@ -22,7 +22,8 @@ TEMPERATURE = 4.0
 HEAD_STEPS = 15
 #: The oracle's samples per batch, rows per column of a layer, and ridge (``None``: by cross-validation).
 ORACLE_BATCH, ENOUGH, ORACLE_RIDGE = 2048, 16, None
-#: Networks whose intermediate values the oracle keeps, if they take no more bytes than that.
+#: Networks whose intermediate values the oracle keeps, if they take no more bytes than that; and bytes that the dense
+#: network's may take for others to judge beside it.
 REMEMBERED, MOST_MEMORY = 3, 2**29
 
 

@@ -83,6 +83,10 @@ class DenseRun:
         self._columns: dict[tuple[Any, ...], torch.Tensor] = {}
         self._roots: dict[tuple[str, Grid | None], torch.Tensor] = {}
 
+    def memory(self) -> int:
+        """Bytes of the dense values."""
+        return sum(value.nbytes for targets in self.targets for value in targets.values())
+
     def rows(self, layer: Layer, columns: int, batch: int) -> list[Rows]:
         """What to look at in a batch for a ``layer`` whose weight has so many ``columns``.
 
