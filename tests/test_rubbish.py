@@ -39,6 +39,7 @@ def model() -> nn.Module:
         ({"data": (X[:0], Y[:0])}, DataError, "empty"),
         ({"data": (X, Y[:9])}, DataError, "9 targets"),
         ({"validation": (BAD, Y)}, DataError, "validation data"),
+        ({"validation": (X, Y + 3)}, DataError, "validation data: targets lie in 3"),
         ({"model": 3}, ModelStateError, "got int"),
     ],
 )

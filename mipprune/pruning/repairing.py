@@ -62,6 +62,7 @@ class Repairer:
 
     def __init__(self, graph: UnitGraph, data: LabelledData, judge: LabelledData, names: Sequence[str]) -> None:
         self.graph, self.data, self.judge, self.names = graph, data, judge, tuple(names)
+        self._judging = "calibration data" if judge is data else "validation data"
         self._dense: DenseRun | None = None
 
     @property
@@ -83,7 +84,7 @@ class Repairer:
         small = PrunePlan.from_mask(self.graph, kept).apply(self.graph.model)
         training = small.training
         small.eval()
-        best = measure(small, self.judge)
+        best = measure(small, self.judge, self._judging)
         steps = [RepairStep("cut", best.loss, best.accuracy, True, time.perf_counter() - begin)]
         if not kept.all():
             cut = CutNetwork(self.graph, kept)
@@ -107,7 +108,7 @@ class Repairer:
             cut.write(small)
         if not changed:
             return best
-        after = measure(small, self.judge)
+        after = measure(small, self.judge, self._judging)
         taken = after.loss < best.loss
         steps.append(RepairStep(name, after.loss, after.accuracy, taken, time.perf_counter() - begin))
         if taken:
