@@ -38,6 +38,7 @@ from .search import (
 )
 from .shrink import RiseOracle, shrink
 from .surrogates import SURROGATES
+from .threads import threads_for
 from .timing import LatencyCheck
 
 __all__ = ["prune"]
@@ -168,7 +169,9 @@ def prune(
         limits["latency"] = timed.limit
     assert not isinstance(tolerance, AccuracyDrop)  # refused above, with a budget
     first = magnitude_mask(graph, limits, pinned, min_keep, multiple)
-    with _bar(progress) as bar:
+    # times are those of the threads that the network will have
+    work = graph.macs() * len(calibration) if timed is None else np.inf
+    with _bar(progress) as bar, threads_for(work):
         search = Searcher(
             graph=graph, data=calibration, surrogate=surrogate, pinned=pinned, min_keep=min_keep, repairer=repairer,
             solver=solver, n_jobs=n_jobs, seed=seed, deadline=None if time_limit is None else begin + time_limit,
@@ -181,7 +184,7 @@ def prune(
                 search, best, termination, limits, lambda now: _search(search, now, None, minimize, stages, best.kept)
             )
     task = _describe(budgets, tolerance, minimize)
-    with interrupts_held() as held:
+    with interrupts_held() as held, threads_for(work):
         search.stopped = held.is_set
         return deliver(
             search, best, termination, task, "drop" if budgets else minimize, limits, held_out, begin, begin_cpu,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.optimize import minimize
-from scipy.special import softmax
 
 from ..graph.capture import is_integer_node
 from .cut import CutNetwork
@@ -55,52 +55,46 @@ def fit_head(
     The problem is solved in the basis that makes the inputs uncorrelated and of one size: a few steps are enough.
     """
     layer = dense.layers[cut.graph.program.captured.output.name]
-    x = features.double().cpu().numpy()
+    x = features.detach().double().cpu()
     weight = cut.tensors[layer.weight]
     bias = cut.tensors[layer.bias] if layer.bias is not None else None
     if bias is not None:
-        x = np.hstack([x, np.ones((len(x), 1))])
+        x = torch.cat([x, x.new_ones(len(x), 1)], 1)
     old = weight.double() if bias is None else torch.cat([weight.double(), bias.double()[:, None]], 1)
-    start = old.cpu().numpy()
+    start = old.detach().cpu()
     n = len(x)
     second = x.T @ x / n
     size = float(second.diagonal().mean())
-    value, basis = np.linalg.eigh(second)
-    basis = basis / np.sqrt(np.maximum(value, 0) + l2 * size)  # columns: D -> whitened
+    value, basis = torch.linalg.eigh(second)
+    basis = basis / (value.clamp_min(0) + l2 * size).sqrt()  # columns: D -> whitened
     white = x @ basis
     pull = l2 * size * (basis**2).sum(0)  # the eigenvectors are orthonormal: the penalty stays diagonal
     first = x @ start.T
-    target = softmax(dense.logits.double().cpu().numpy() / temperature, axis=1)
-    onehot = np.eye(len(start))[dense.data.targets.cpu().numpy()] if labels else np.zeros_like(target)
+    target = torch.softmax(dense.logits.double().cpu() / temperature, 1)
+    onehot = F.one_hot(dense.data.targets.cpu().long(), len(start)).double() if labels else torch.zeros_like(target)
     soft_weight, error_weight = (1 - labels) * temperature**2 / n, (1 - labels) * temperature
 
+    # torch's products, not numpy's: their threads don't wait for one another
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        move = flat.reshape(len(start), -1)
+        move = torch.from_numpy(flat).reshape(len(start), -1)
         z = first + white @ move.T
         loss = 0.5 * float((pull * move**2).sum())
-        soft, p = _log_softmax(z / temperature)
+        soft = torch.log_softmax(z / temperature, 1)
         loss -= soft_weight * float((target * soft).sum())
-        error = error_weight * (p - target)
+        error = error_weight * (soft.exp() - target)
         if labels:
-            sharp, p = _log_softmax(z)
+            sharp = torch.log_softmax(z, 1)
             loss -= labels * float((onehot * sharp).sum()) / n
-            error = error + labels * (p - onehot)
-        return loss, (error.T @ white / n + pull * move).ravel()
+            error = error + labels * (sharp.exp() - onehot)
+        return loss, (error.T @ white / n + pull * move).flatten().numpy()
 
-    found = minimize(objective, np.zeros(start.size), jac=True, method="L-BFGS-B", options={"maxiter": max_iter})
-    new = torch.from_numpy(start + found.x.reshape(start.shape) @ basis.T).to(weight)
+    begin = np.zeros(start.numel())
+    found = minimize(objective, begin, jac=True, method="L-BFGS-B", options={"maxiter": max_iter})
+    new = (start + torch.from_numpy(found.x).reshape(start.shape) @ basis.T).to(weight)
     with torch.no_grad():
         weight.copy_(new[:, : weight.shape[1]])
         if bias is not None:
             bias.copy_(new[:, -1])
-
-
-def _log_softmax(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logarithm and value of the softmax along rows."""
-    z = z - z.max(1, keepdims=True)
-    p = np.exp(z)
-    total = p.sum(1, keepdims=True)
-    return z - np.log(total), p / total
 
 
 @torch.no_grad()
