@@ -321,6 +321,31 @@ def test_interrupted_while_searching_widths(mlp: nn.Module, digits_flat: Any, mo
     assert threading.active_count() < 20
 
 
+def test_an_interrupt_keeps_the_best_network_that_was_tried(
+    mlp: nn.Module, digits_flat: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"budget": mp.Macs(0.3), "holdout": digits_flat.test, "progress": False}
+    seen: list[tuple[float, np.ndarray]] = []
+    real = RefitOracle.losses
+
+    def losses(self: RefitOracle, kept: np.ndarray) -> Any:
+        found = real(self, kept)
+        seen.append((found.divergence, kept.copy()))
+        if len(seen) == 9:
+            signal.raise_signal(signal.SIGINT)
+        return found
+
+    monkeypatch.setattr(RefitOracle, "losses", losses)
+    handler = signal.getsignal(signal.SIGINT)
+    result = mp.prune(mlp, digits_flat.train, **options)
+    assert result.solution.termination == "interrupted"
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert len(seen) < 15
+    loss, best = min(seen[:9], key=lambda one: one[0])
+    assert loss < seen[0][0]
+    assert (result.kept == best).all()
+
+
 def test_interrupted_while_the_report_is_made(
     mlp: nn.Module, digits_flat: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C while a finished result is being written up."""
+"""Ctrl-C where the best result so far would be lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["interrupts_held"]
 
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[threading.Event]:
-    """Note the first Ctrl-C instead of raising it: what is left takes seconds, and the result would be lost.
+    """Note the first Ctrl-C instead of raising it: what is left then takes seconds, and the result would be lost.
 
     The event that is yielded tells slow steps to end early; a second Ctrl-C raises ``KeyboardInterrupt`` at once.
     Other threads than the main one never get the signal: there nothing changes.

@@ -243,7 +243,11 @@ def _search(
                 within_tolerance(search, tolerance.nats, minimize, count, found)
         best = _best(search, found, tolerance, minimize)
         if refits and best.stages and tolerance is None:
-            found[:] = [search_widths(search, limits, best, first)]  # a third of the data and the refits judged it
+            with interrupts_held() as held:  # the search ends with its best network
+                search.stopped = held.is_set
+                found[:] = [search_widths(search, limits, best, first)]  # a third of the data and the refits judged it
+            if held.is_set():
+                raise KeyboardInterrupt
         elif best.stages and not refits:
             found.append(_tightened(search, best, limits, tolerance, minimize))
     except OutOfTime:
