@@ -38,16 +38,15 @@ class Jury:
         self._whole: RefitOracle | None = None
 
     def best(self, masks: Sequence[np.ndarray]) -> np.ndarray:
-        """The best of masks with the same groups emptied; the first one when time is up."""
-        if len(masks) == 1 or not self._search.goes_on():
-            return masks[0]
-        return min(masks, key=lambda kept: np.mean([split(kept) for split in self._splits()]))
+        """The best of masks with the same groups emptied; by the search's own split alone when time is up."""
+        splits = self._splits() if len(masks) > 1 and self._search.goes_on() else [self._lead]
+        return min(masks, key=lambda kept: np.mean([split(kept) for split in splits]))
 
     def ranked(self, masks: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Masks with different groups emptied, the best first; as they are when time is up."""
-        if len(masks) == 1 or not self._search.goes_on():
+        """Masks with different groups emptied, the best first; by the search's own split alone when time is up."""
+        if len(masks) == 1:
             return list(masks)
-        return sorted(masks, key=self._labels())
+        return sorted(masks, key=self._labels() if self._search.goes_on() else self._lead)
 
     def _splits(self) -> list[RefitOracle]:
         search, lead = self._search, self._lead
