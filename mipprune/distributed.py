@@ -7,6 +7,11 @@ from typing import Any
 
 import torch.distributed as dist
 
+if dist.is_available():
+    # its functions have the default group as a default argument: imported once there is one, by torch.export, they
+    # would keep it and its threads past close(), and such a thread can abort the process while Python ends
+    import torch.distributed.nn.functional  # noqa: F401
+
 from .errors import ConfigError
 from .estimate.communicator import Communicator
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,30 @@ def test_without_torchrun_the_communicator_says_how(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ConfigError, match="torchrun"):
         mp.TorchCommunicator()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux lists them")
+def test_after_close_no_thread_of_the_group_is_left() -> None:
+    script = """
+import os, torch
+import mipprune as mp
+communicator = mp.TorchCommunicator()
+mp.trace(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2)).eval(), torch.zeros(1, 4))
+def threads():
+    names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+    return sum("gloo" in name for name in names)
+assert communicator.gather(3) == [3]
+during = threads()
+communicator.close()
+print(during > 0, threads())
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment["PYTHONPATH"] = str(ROOT)
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert run.stdout.split() == ["True", "0"], run.stderr
 
 
 @pytest.mark.slow
