@@ -20,8 +20,8 @@ __all__ = ["MOST_MEMORY", "TEMPERATURE", "Losses", "RefitOracle", "divergence", 
 TEMPERATURE = 4.0
 #: Steps of the head's fit in the oracle; it is convex and starts at the refit's weights.
 HEAD_STEPS = 15
-#: The oracle's samples per batch, rows per column of a layer, and ridge (``None``: by cross-validation).
-ORACLE_BATCH, ENOUGH, ORACLE_RIDGE = 2048, 16, None
+#: The oracle's samples per batch, and rows per column of a layer.
+ORACLE_BATCH, ENOUGH = 2048, 16
 #: Networks whose intermediate values the oracle keeps, if they take no more bytes than that; and bytes that the dense
 #: network's may take for others to judge beside it.
 REMEMBERED, MOST_MEMORY = 3, 2**29
@@ -84,6 +84,7 @@ class RefitOracle:
                 rest = LabelledData(inputs, torch.cat([rest.targets, unseen.targets]))
         self.targets = rest.targets
         self.fit = DenseRun(graph, fit, ORACLE_BATCH, enough=None if whole else ENOUGH, judged=rest)
+        self._ridges: dict[tuple[str, int], torch.Tensor] = {}
         self._best: list[tuple[float, int, Sweep]] = []
         self._calls = 0
         self.known: dict[bytes, Losses] = {}
@@ -101,7 +102,7 @@ class RefitOracle:
     @torch.no_grad()
     def _repaired(self, cut: CutNetwork) -> Losses:
         before = max((old for _, _, old in self._best), key=lambda old: old.shared(cut), default=None)
-        sweep = Sweep(cut, self.fit, ORACLE_RIDGE, before, remember=True)
+        sweep = Sweep(cut, self.fit, before=before, remember=True, ridges=self._ridges)
         sweep.run()
         losses = self._losses(self._logits(cut, sweep))
         self._calls += 1

@@ -15,7 +15,7 @@ from .cut import CutNetwork
 from .dense import DenseRun
 from .goals import find_goals
 from .projection import project_streams
-from .ridge import Accumulator, Moments, solve_ridge
+from .ridge import Accumulator, Moments, cross_validated, solve_ridge
 
 __all__ = ["Sweep"]
 
@@ -37,6 +37,8 @@ class Sweep:
         cut: the smaller network, whose tensors are changed.
         dense: the dense network's values on the same data.
         ridge: relative damping; by default generalised cross-validation chooses one per layer.
+        ridges: the ones that cross-validation chose for layers of about the same number of inputs, by layer name and
+            log2 of that number, are taken from here and added; it costs several times as much as the fit itself.
         before: a finished sweep over the same :class:`DenseRun`; what comes before the first operation that the two
             masks differ in is taken from it.
         remember: keep what the next sweep needs for that.
@@ -48,9 +50,10 @@ class Sweep:
 
     def __init__(
         self, cut: CutNetwork, dense: DenseRun, ridge: float | None = None, before: Sweep | None = None,
-        remember: bool = False,
+        remember: bool = False, ridges: dict[tuple[str, int], torch.Tensor] | None = None,
     ) -> None:
         self.cut, self.dense, self.ridge, self.remember = cut, dense, ridge, remember
+        self.ridges = {} if ridges is None else ridges
         self.changed = 0
         self.envs = [dict(x) for x in dense.inputs]
         self.as_dense: set[str] = set(dense.inputs[0])  # values that are the dense network's, kept channels apart
@@ -150,7 +153,7 @@ class Sweep:
             return
         groups = len(moments.xx)
         old = weight.double().reshape(groups, weight.shape[0] // groups, -1)
-        new, mean, bias = solve_ridge(moments, old, self.ridge)
+        new, mean, bias = solve_ridge(moments, old, self._damp(layer, moments, old))
         weight.copy_(new.reshape(weight.shape))
         if layer.bias is not None:
             _assign(tensors[layer.bias], bias)
@@ -158,6 +161,14 @@ class Sweep:
             norm.settle(mean + (0 if layer.bias is None else bias), moments.t.flatten())
             self.norms.add(layer.norm.name)  # type: ignore[union-attr]
         self.changed += 1
+
+    def _damp(self, layer: Layer, moments: Moments, old: torch.Tensor) -> torch.Tensor:
+        if self.ridge is not None:
+            return old.new_full((len(old), 1), self.ridge)
+        key = layer.node.name, old.shape[2].bit_length()
+        if key not in self.ridges or len(self.ridges[key]) != len(old):
+            self.ridges[key] = cross_validated(moments, old)
+        return self.ridges[key]
 
     def _moments(self, layer: Layer, norm: _Norm | None, centred: bool) -> Moments:
         sums = Accumulator(centred)
