@@ -10,8 +10,7 @@ __all__ = ["RIDGES", "Accumulator", "Moments", "cross_validated", "solve_ridge"]
 
 #: Ridges to choose from, relative to the mean variance of a layer's inputs.
 RIDGES = (1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)
-
-#: Rows of a block of a symmetric product; of 48 to 192 the fastest for 100 to 600 inputs (1.2 to 1.8 times one product).
+#: Rows of a block of a symmetric product: of 48 to 192 the fastest for 100 to 600 inputs (1.2 to 1.8 times as fast).
 BLOCK = 64
 
 
@@ -104,15 +103,15 @@ def _mixed(x: torch.Tensor, root: torch.Tensor, fastest: bool) -> torch.Tensor:
     return (root @ x.reshape(*x.shape[:2], p, -1)).reshape(x.shape)
 
 
-def solve_ridge(m: Moments, old: torch.Tensor, damp: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def solve_ridge(m: Moments, old: torch.Tensor, ridge: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """New weights (g, m, D), the mean of W x, and the bias that makes the mean exact.
 
     Args:
         m: of the layer.
         old: (g, m, D), the present weights, which the ridge pulls towards.
-        damp: (g, 1), the ridge in units of the mean variance of the inputs.
+        ridge: (g, 1), in units of the mean variance of the inputs.
     """
-    damped = m.xx + (damp * _scale(m.xx))[..., None] * torch.eye(m.xx.shape[-1], dtype=m.xx.dtype, device=m.xx.device)
+    damped = m.xx + (ridge * _scale(m.xx))[..., None] * torch.eye(m.xx.shape[-1], dtype=m.xx.dtype, device=m.xx.device)
     left = m.xt - m.xx @ old.mT  # what the old weights leave over
     new = old + torch.cholesky_solve(left, torch.linalg.cholesky(damped)).mT
     mean = torch.einsum("gmd,gd->gm", new, m.x)

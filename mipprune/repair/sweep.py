@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -37,23 +39,24 @@ class Sweep:
         cut: the smaller network, whose tensors are changed.
         dense: the dense network's values on the same data.
         ridge: relative damping; by default generalised cross-validation chooses one per layer.
-        ridges: the ones that cross-validation chose for layers of about the same number of inputs, by layer name and
-            log2 of that number, are taken from here and added; it costs several times as much as the fit itself.
+        ridges: by layer name, instead of cross-validation, which costs several times as much as the fit itself.
         before: a finished sweep over the same :class:`DenseRun`; what comes before the first operation that the two
             masks differ in is taken from it.
         remember: keep what the next sweep needs for that.
 
     Attributes:
+        chosen: the ridges (g, 1) of the layers, by layer name.
         envs: per batch, node name -> value: after :meth:`run` the output, and what the last layer reads.
         changed: layers refitted.
     """
 
     def __init__(
         self, cut: CutNetwork, dense: DenseRun, ridge: float | None = None, before: Sweep | None = None,
-        remember: bool = False, ridges: dict[tuple[str, int], torch.Tensor] | None = None,
+        remember: bool = False, ridges: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> None:
         self.cut, self.dense, self.ridge, self.remember = cut, dense, ridge, remember
-        self.ridges = {} if ridges is None else ridges
+        self.ridges = ridges
+        self.chosen: dict[str, torch.Tensor] = {}
         self.changed = 0
         self.envs = [dict(x) for x in dense.inputs]
         self.as_dense: set[str] = set(dense.inputs[0])  # values that are the dense network's, kept channels apart
@@ -153,7 +156,8 @@ class Sweep:
             return
         groups = len(moments.xx)
         old = weight.double().reshape(groups, weight.shape[0] // groups, -1)
-        new, mean, bias = solve_ridge(moments, old, self._damp(layer, moments, old))
+        ridge = self.chosen[layer.node.name] = self._ridge(layer, moments, old)
+        new, mean, bias = solve_ridge(moments, old, ridge)
         weight.copy_(new.reshape(weight.shape))
         if layer.bias is not None:
             _assign(tensors[layer.bias], bias)
@@ -162,13 +166,11 @@ class Sweep:
             self.norms.add(layer.norm.name)  # type: ignore[union-attr]
         self.changed += 1
 
-    def _damp(self, layer: Layer, moments: Moments, old: torch.Tensor) -> torch.Tensor:
+    def _ridge(self, layer: Layer, moments: Moments, old: torch.Tensor) -> torch.Tensor:
         if self.ridge is not None:
             return old.new_full((len(old), 1), self.ridge)
-        key = layer.node.name, old.shape[2].bit_length()
-        if key not in self.ridges or len(self.ridges[key]) != len(old):
-            self.ridges[key] = cross_validated(moments, old)
-        return self.ridges[key]
+        known = self.ridges.get(layer.node.name)
+        return known if known is not None and len(known) == len(old) else cross_validated(moments, old)
 
     def _moments(self, layer: Layer, norm: _Norm | None, centred: bool) -> Moments:
         sums = Accumulator(centred)
