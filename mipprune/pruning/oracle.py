@@ -18,7 +18,7 @@ __all__ = ["MOST_MEMORY", "TEMPERATURE", "Losses", "RefitOracle", "softened_dive
 
 #: Softens the logits that networks are compared by: the wrong classes' ranking counts, not only the winner.
 TEMPERATURE = 4.0
-#: Steps of the head's fit in the oracle; it is convex and starts at the refit's weights: the fourth digit is settled by then.
+#: Steps of the head's fit in the oracle; it is convex, starts at the refit's weights, and has settled by then.
 HEAD_STEPS = 6
 #: The oracle's samples per batch, and rows per column of a layer.
 ORACLE_BATCH, ENOUGH = 2048, 16

@@ -93,7 +93,7 @@ class Searcher:
     unseen: LabelledData | None = None
     stopped: Callable[[], bool] = lambda: False
     _refit_curves: list[RefitCurve] | None = None
-    # what truth built last: mask and repairs, the network, what they did
+    # what was built last: mask and repairs, the network, what they did
     _built: tuple[tuple[bytes, tuple[str, ...]], nn.Module, tuple[RepairStep, ...]] | None = None
 
     @property
@@ -130,20 +130,21 @@ class Searcher:
         return not self.stopped() and (self.deadline is None or time.monotonic() < self.deadline)
 
     def deployed(self, kept: np.ndarray) -> tuple[nn.Module, tuple[RepairStep, ...]]:
-        """The smaller network of a mask, repaired, and what the repairs did."""
-        known, self._built = self._built, None
-        if known is not None and known[0] == (kept.tobytes(), self.repairer.names):
-            return known[1:]
-        return self.repairer.deploy(kept, goes_on=self.goes_on)
+        """The smaller network of a mask, repaired, and what the repairs did; the last one built is remembered."""
+        return self._deploy(kept, self.repairer.names)
 
     def truth(self, kept: np.ndarray) -> Quality:
         """Quality on the calibration data of the network with all repairs but the slow ``"lm"``."""
         names = tuple(name for name in self.repairer.names if name != "lm")
         if not names:
             return measure(PrunePlan.from_mask(self.graph, kept).apply(self.graph.model), self.data)
-        small, steps = self.repairer.deploy(kept, names, self.goes_on)
-        self._built = (kept.tobytes(), names), small, steps
-        return measure(small, self.data)
+        return measure(self._deploy(kept, names)[0], self.data)
+
+    def _deploy(self, kept: np.ndarray, names: tuple[str, ...]) -> tuple[nn.Module, tuple[RepairStep, ...]]:
+        key = kept.tobytes(), names
+        if self._built is None or self._built[0] != key:
+            self._built = key, *self.repairer.deploy(kept, names, self.goes_on)
+        return self._built[1:]
 
     def curves(self, kept: np.ndarray, max_nodes: int = 0) -> list[SizeCurve]:
         """Size-loss curve of every group around the mask ``kept``; units that are off stay off.
