@@ -6,14 +6,16 @@ import dataclasses
 
 import numpy as np
 import torch
+from scipy.linalg import solve_triangular
 
 from ..game.data import LabelledData
 from ..graph import Layer, UnitGraph, UnitGroup, find_layers, find_streams
 from ..graph.layers import named_arguments
 from ..records import Record, frozen_array
 from .output_metric import output_metrics
+from .positive import factor, inverse
 from .stream_basis import projected_errors, stream_basis
-from .subset_bounds import Regression, least_errors, single_errors
+from .subset_bounds import Regression, least_errors
 
 __all__ = ["RefitCurve", "refit_curves", "refit_errors"]
 
@@ -43,16 +45,19 @@ class RefitCurve(Record):
 
 @dataclasses.dataclass
 class _Reader:
-    """One layer that reads the group: inverse covariance of its inputs, weights in the metric, the units' columns."""
+    """One layer that reads the group: covariance of its inputs, weights in the metric, the units' columns."""
 
     layer: str
-    inverse: np.ndarray  # (D, D)
+    covariance: np.ndarray  # (D, D), damped
+    inverse: np.ndarray  # of it
     weight: np.ndarray  # (m, D): sqrt(M / 2) W
     columns: np.ndarray  # (n, b)
 
     def regression(self) -> Regression:
         own = self.columns.ravel()
-        return Regression(self.inverse[np.ix_(own, own)], self.weight[:, own])
+        block = np.ix_(own, own)
+        alone = len(own) == len(self.inverse)  # it reads no other group
+        return Regression(self.inverse[block], self.weight[:, own], self.covariance[block] if alone else None)
 
 
 def refit_curves(
@@ -126,7 +131,7 @@ def _stream_errors(graph: UnitGraph, data: LabelledData, readers: list[list[_Rea
             weight = named_arguments(stream.readers[reader.layer]).get("weight")
             gain = np.ones(size) if weight is None else tensors[weight.name].double().cpu().numpy()
             gain = np.where(np.abs(gain) < 1e-6, 1e-6, gain)
-            total += projected_errors(np.linalg.inv(reader.inverse), reader.weight.T @ reader.weight, gain, basis)
+            total += projected_errors(reader.covariance, reader.weight.T @ reader.weight, gain, basis)
         out[stream.group] = np.maximum.accumulate(total[::-1])
     return out
 
@@ -151,8 +156,8 @@ def _readers(
             continue
         weight = tensors[layer.weight].double().flatten(1)
         units = np.repeat(read.units.numpy(), weight.shape[1] // len(read.units))
-        damped = cov + ridge * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)
-        inverse = torch.linalg.inv(damped).numpy()
+        damped = (cov + ridge * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)).numpy()
+        precision = inverse(damped)
         value, vector = torch.linalg.eigh(metrics[layer.node.name] / 2)
         root = vector * value.clamp_min(0).sqrt()
         for group, readers in zip(graph.groups, out, strict=True):
@@ -160,7 +165,7 @@ def _readers(
             if len(own) == 0:
                 continue
             columns = own[np.argsort(units[own], kind="stable")].reshape(group.size, -1)
-            readers.append(_Reader(layer.node.name, inverse, (root.T @ weight).numpy(), columns))
+            readers.append(_Reader(layer.node.name, damped, precision, (root.T @ weight).numpy(), columns))
     return out
 
 
@@ -189,34 +194,55 @@ def _covariances(graph: UnitGraph, data: LabelledData, layers: list[Layer]) -> l
 def _eliminate(group: UnitGroup, readers: list[_Reader], pinned: np.ndarray) -> RefitCurve:
     n = group.size
     alive = np.arange(n)
-    # arrays are copied: elimination shrinks them
-    states = [(r.inverse.copy(), r.weight.copy(), r.columns.copy()) for r in readers]
+    regressions = [reader.regression() for reader in readers]
+    states = [_Elimination(one, n) for one in regressions]
     error, order = np.zeros(n + 1), []
     for removed in range(n):
-        scores = sum((single_errors(*state) for state in states), np.zeros(len(alive)))
+        scores = sum((state.scores() for state in states), np.zeros(len(alive)))
         free = np.where(pinned[alive], np.inf, scores)
         if not np.isfinite(free).any():  # only pinned units are left: any order will do, no size below is allowed
             order += alive.tolist()
             error[removed + 1 :] = error[removed]
             break
-        best = int(np.argmin(free))
+        best = min(np.flatnonzero(free == free.min()), key=alive.__getitem__)  # of equals the first unit
         error[removed + 1] = error[removed] + max(scores[best], 0.0)
         order.append(int(alive[best]))
-        alive = np.delete(alive, best)
-        states = [_removed(*state, best) for state in states]
-    lower = least_errors([reader.regression() for reader in readers], n)
+        alive[best] = alive[-1]
+        alive = alive[:-1]
+        for state in states:
+            state.remove(int(best))
+    lower = least_errors(regressions, n)
     return RefitCurve(frozen_array(order, np.int64), frozen_array(error), frozen_array(np.minimum(lower, error)))
 
 
-def _removed(
-    inverse: np.ndarray, weight: np.ndarray, columns: np.ndarray, unit: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The state after block elimination of one unit's columns, without them."""
-    gone = columns[unit]
-    stay = np.delete(np.arange(len(inverse)), gone)
-    across = np.linalg.solve(inverse[np.ix_(gone, gone)], inverse[np.ix_(gone, stay)])
-    weight = weight[:, stay] - weight[:, gone] @ across
-    inverse = inverse[np.ix_(stay, stay)] - inverse[np.ix_(stay, gone)] @ across
-    number = np.full(len(stay) + len(gone), -1)
-    number[stay] = np.arange(len(stay))
-    return inverse, weight, number[np.delete(columns, unit, 0)]
+class _Elimination:
+    """A regression that loses unit after unit, by block elimination in place; the last unit takes the lost one's place.
+
+    Inputs of other groups stay, so that only the group's own block of the precision is needed.
+    """
+
+    def __init__(self, given: Regression, n_units: int) -> None:
+        self.left, self.b = n_units, len(given.precision) // n_units
+        self.precision, self.weight = given.precision.copy(), given.weight.T.copy()
+        self.buffer = np.empty(self.precision.size)
+
+    def scores(self) -> np.ndarray:
+        """``tr w_u P_uu^-1 w_u'`` of every unit that is left: (left,)."""
+        n, b = self.left, self.b
+        at = np.arange(n)
+        blocks = self.precision[: n * b, : n * b].reshape(n, b, n, b)[at, :, at]
+        own = self.weight[: n * b].reshape(n, b, -1)
+        return (own * np.linalg.solve(blocks, own)).sum((1, 2))
+
+    def remove(self, unit: int) -> None:
+        size = self.left * self.b
+        precision, weight = self.precision[:size, :size], self.weight[:size]
+        gone, last = slice(unit * self.b, (unit + 1) * self.b), slice(size - self.b, size)
+        half = solve_triangular(factor(precision[gone, gone]), precision[gone], lower=True, check_finite=False)
+        own = half[:, gone].T  # the block's Cholesky factor
+        weight -= half.T @ solve_triangular(own, weight[gone], lower=True, check_finite=False)
+        precision -= np.matmul(half.T, half, out=self.buffer[: size * size].reshape(size, size))
+        precision[gone] = precision[last]
+        precision[:, gone] = precision[:, last]
+        weight[gone] = weight[last]
+        self.left -= 1
