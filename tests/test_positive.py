@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from mipprune.curvature.positive import FEW, above_largest, factor, inverse, solve_factored
+from mipprune.curvature.positive import FEW, above_largest, factor, gram, inverse, solve_factored
 
 
 def positive(n: int, seed: int = 0, decay: float = 1.0) -> np.ndarray:
@@ -36,3 +37,11 @@ def test_the_largest_eigenvalue_is_bounded_closely(n: int, decay: float) -> None
     largest = np.linalg.eigvalsh(matrix)[-1]
     assert largest * (1 - 1e-12) <= above_largest(matrix) <= largest * 1.003
     assert above_largest(matrix) == above_largest(matrix)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gram(dtype: torch.dtype) -> None:
+    x = torch.randn(5, 30, dtype=dtype)
+    torch.testing.assert_close(gram(x), x @ x.T)
+    torch.testing.assert_close(gram(x.T[::2]), x.T[::2] @ x[:, ::2])
+    assert gram(x[:, :0]).abs().max() == 0

@@ -9,12 +9,14 @@ import torch
 from scipy.linalg import solve_triangular
 
 from ..game.data import LabelledData
-from ..graph import Layer, UnitGraph, UnitGroup, find_layers, find_streams
+from ..graph import Layer, UnitGraph, UnitGroup, find_layers
 from ..graph.layers import named_arguments
 from ..records import Record, frozen_array
+from .input_covariance import input_covariances
 from .output_metric import output_metrics
 from .positive import factor, inverse
-from .stream_basis import projected_errors, stream_basis
+from .sensitivity import Sensitivity
+from .stream_basis import projected_errors
 from .subset_bounds import Regression, least_errors
 
 __all__ = ["RefitCurve", "refit_curves", "refit_errors"]
@@ -62,7 +64,7 @@ class _Reader:
 
 def refit_curves(
     graph: UnitGraph, data: LabelledData, *, pinned: np.ndarray | None = None, ridge: float = 1e-4,
-    temperature: float = 1.0, probes: int | None = None, seed: int = 0,
+    temperature: float = 1.0, probes: int | None = None, seed: int = 0, sensitivity: Sensitivity | None = None,
 ) -> list[RefitCurve]:
     """One curve per group of ``graph``.
 
@@ -84,30 +86,31 @@ def refit_curves(
         ridge: added to G's diagonal, relative to its mean.
         temperature: t of the softened KL divergence, which is multiplied by t^2 as in distillation.
         probes, seed: of the output metrics, see :func:`output_metrics`.
+        sensitivity: what is known already of the network; its metrics are taken, whatever the three before say.
     """
     graph.require_fine("a refit-aware curve")
     pinned = np.zeros(graph.n_units, dtype=bool) if pinned is None else pinned
-    readers = _measured(graph, data, ridge, temperature, probes, seed)
+    readers = _measured(graph, data, ridge, temperature, probes, seed, sensitivity)
     curves = [_eliminate(g, readers[i], pinned[g.units]) for i, g in enumerate(graph.groups)]
-    for number, error in _stream_errors(graph, data, readers).items():
+    for number, error in _stream_errors(graph, data, readers, sensitivity).items():
         curves[number] = dataclasses.replace(curves[number], error=frozen_array(error), lower=frozen_array(error))
     return curves
 
 
 def refit_errors(
     graph: UnitGraph, data: LabelledData, kept: np.ndarray, *, ridge: float = 1e-4, temperature: float = 1.0,
-    probes: int | None = None, seed: int = 0,
+    probes: int | None = None, seed: int = 0, sensitivity: Sensitivity | None = None,
 ) -> np.ndarray:
     """The predicted KL of :func:`refit_curves` for a mask that isn't on the curves: float64 (groups,), in nats.
 
     Args:
         kept: bool (n_units,); every group is taken apart, as the curves do.
-        graph, data, ridge, temperature, probes, seed: as in :func:`refit_curves`.
+        graph, data, ridge, temperature, probes, seed, sensitivity: as in :func:`refit_curves`.
     """
     graph.require_fine("a refit-aware curve")
     out = np.zeros(len(graph.groups))
-    readers = _measured(graph, data, ridge, temperature, probes, seed)
-    streams = _stream_errors(graph, data, readers)
+    readers = _measured(graph, data, ridge, temperature, probes, seed, sensitivity)
+    streams = _stream_errors(graph, data, readers, sensitivity)
     for i, group in enumerate(graph.groups):
         if i in streams:
             out[i] = streams[i][int((~kept[group.units]).sum())]
@@ -119,13 +122,15 @@ def refit_errors(
     return out
 
 
-def _stream_errors(graph: UnitGraph, data: LabelledData, readers: list[list[_Reader]]) -> dict[int, np.ndarray]:
+def _stream_errors(
+    graph: UnitGraph, data: LabelledData, readers: list[list[_Reader]], sensitivity: Sensitivity | None
+) -> dict[int, np.ndarray]:
     """Number of a stream's group -> predicted KL (n + 1,) once r of its units are gone."""
     tensors = graph.program.dense_tensors()
     out = {}
-    for stream in find_streams(graph):
+    for stream, directions in (Sensitivity(graph, data) if sensitivity is None else sensitivity).streams:
         size = graph.groups[stream.group].size
-        basis = stream_basis(graph, data, stream).cpu().numpy()
+        basis = directions.cpu().numpy()
         total = np.zeros(size + 1)
         for reader in readers[stream.group]:
             weight = named_arguments(stream.readers[reader.layer]).get("weight")
@@ -137,9 +142,12 @@ def _stream_errors(graph: UnitGraph, data: LabelledData, readers: list[list[_Rea
 
 
 def _measured(
-    graph: UnitGraph, data: LabelledData, ridge: float, temperature: float, probes: int | None, seed: int
+    graph: UnitGraph, data: LabelledData, ridge: float, temperature: float, probes: int | None, seed: int,
+    sensitivity: Sensitivity | None,
 ) -> list[list[_Reader]]:
     layers = [layer for layer in find_layers(graph.program) if layer.groups == 1]
+    if sensitivity is not None:
+        return _readers(graph, data, layers, sensitivity.outputs, ridge)
     metrics = output_metrics(graph, data, layers, temperature=temperature, probes=probes, seed=seed)
     metrics = {name: temperature**2 * metric for name, metric in metrics.items()}
     return _readers(graph, data, layers, metrics, ridge)
@@ -150,7 +158,7 @@ def _readers(
 ) -> list[list[_Reader]]:
     out: list[list[_Reader]] = [[] for _ in graph.groups]
     tensors = graph.program.dense_tensors()
-    for layer, cov in zip(layers, _covariances(graph, data, layers), strict=True):
+    for layer, cov in zip(layers, input_covariances(graph, data, layers), strict=True):
         read = graph.program.read_of(layer.node)
         if read is None or layer.node.name not in metrics:
             continue
@@ -167,28 +175,6 @@ def _readers(
             columns = own[np.argsort(units[own], kind="stable")].reshape(group.size, -1)
             readers.append(_Reader(layer.node.name, damped, precision, (root.T @ weight).numpy(), columns))
     return out
-
-
-def _covariances(graph: UnitGraph, data: LabelledData, layers: list[Layer]) -> list[torch.Tensor]:
-    """Centred covariance (D, D) of every layer's inputs."""
-    tensors = graph.program.dense_tensors()
-    second: dict[str, torch.Tensor] = {}
-    first: dict[str, torch.Tensor] = {}
-    count: dict[str, int] = {}
-    shift: dict[str, torch.Tensor] = {}
-    for part in data.batches(256):
-        env = dict(zip(graph.program.captured.inputs, part.inputs, strict=True))
-        values = graph.program.values(env, {layer.data for layer in layers})
-        for layer in layers:
-            x = layer.design(values[layer.data], tensors[layer.weight])[0]
-            name = layer.node.name
-            # inputs that hardly vary about a large mean would leave nothing but rounding in single precision
-            x = x - shift.setdefault(name, x.mean(1, keepdim=True))
-            second[name] = second.get(name, 0) + (x @ x.T).double()
-            first[name] = first.get(name, 0) + x.sum(1, dtype=torch.float64)
-            count[name] = count.get(name, 0) + x.shape[1]
-    means = {name: first[name] / count[name] for name in first}
-    return [second[n] / count[n] - torch.outer(means[n], means[n]) for n in (layer.node.name for layer in layers)]
 
 
 def _eliminate(group: UnitGroup, readers: list[_Reader], pinned: np.ndarray) -> RefitCurve:
