@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mipprune.curvature.positive import FEW, above_largest, factor, gram, inverse, solve_factored
+from mipprune.curvature.positive import FEW, above_largest, factor, gram, inverse, solve_factored, solve_lower
 
 
 def positive(n: int, seed: int = 0, decay: float = 1.0) -> np.ndarray:
@@ -19,6 +19,7 @@ def test_solutions_and_inverses(n: int) -> None:
     matrix = positive(n)
     right = np.random.default_rng(1).standard_normal((n, 3))
     np.testing.assert_allclose(matrix @ solve_factored(factor(matrix), right), right, atol=1e-9)
+    np.testing.assert_allclose(np.tril(factor(matrix)) @ solve_lower(factor(matrix), right), right, atol=1e-9)
     found = inverse(matrix)
     assert (found == found.T).all()
     np.testing.assert_allclose(found, np.linalg.inv(matrix), atol=1e-8)

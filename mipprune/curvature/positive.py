@@ -9,7 +9,7 @@ import torch
 from scipy.linalg import lapack
 from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
-__all__ = ["above_largest", "factor", "gram", "inverse", "solve_factored"]
+__all__ = ["above_largest", "factor", "gram", "inverse", "solve_factored", "solve_lower"]
 
 #: Sizes up to which the largest eigenvalue is computed exactly, and the relative accuracy above.
 FEW, NEAR = 128, 1e-3
@@ -38,6 +38,11 @@ def factor(positive: np.ndarray) -> np.ndarray:
 def solve_factored(lower: np.ndarray, right: np.ndarray) -> np.ndarray:
     """``A^-1 right`` from A's :func:`factor`: float64, shape of ``right`` (D, m)."""
     return lapack.dpotrs(lower, right, lower=1)[0]
+
+
+def solve_lower(lower: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """``L^-1 right`` for the :func:`factor` L: float64, shape of ``right`` (D, m)."""
+    return lapack.dtrtrs(lower, right, lower=1)[0]
 
 
 def inverse(positive: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import torch
-from scipy.linalg import solve_triangular
 
 from ..game.data import LabelledData
 from ..graph import Layer, UnitGraph, UnitGroup, find_layers
@@ -14,7 +13,7 @@ from ..graph.layers import named_arguments
 from ..records import Record, frozen_array
 from .input_covariance import input_covariances
 from .output_metric import output_metrics
-from .positive import factor, inverse
+from .positive import factor, inverse, solve_lower
 from .sensitivity import Sensitivity
 from .stream_basis import projected_errors
 from .subset_bounds import Regression, least_errors
@@ -224,9 +223,9 @@ class _Elimination:
         size = self.left * self.b
         precision, weight = self.precision[:size, :size], self.weight[:size]
         gone, last = slice(unit * self.b, (unit + 1) * self.b), slice(size - self.b, size)
-        half = solve_triangular(factor(precision[gone, gone]), precision[gone], lower=True, check_finite=False)
-        own = half[:, gone].T  # the block's Cholesky factor
-        weight -= half.T @ solve_triangular(own, weight[gone], lower=True, check_finite=False)
+        lower = factor(precision[gone, gone])
+        half = solve_lower(lower, precision[gone])
+        weight -= half.T @ solve_lower(lower, weight[gone])
         precision -= np.matmul(half.T, half, out=self.buffer[: size * size].reshape(size, size))
         precision[gone] = precision[last]
         precision[:, gone] = precision[:, last]
