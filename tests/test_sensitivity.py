@@ -113,7 +113,7 @@ def test_covariances_of_some_rows_are_near() -> None:
         assert (a - b).norm() < 0.1 * b.norm()
 
 
-@pytest.mark.parametrize(("samples", "step"), [(17, 1), (18, 1), (72, 2), (71, 1), (72 * 4, 4), (72 * 4 * 100, 8)])
+@pytest.mark.parametrize(("samples", "step"), [(17, 1), (18, 1), (72, 2), (71, 1), (72 * 4, 4), (72 * 400, 4)])
 def test_steps_leave_enough_rows_and_parts_cover_every_position(samples: int, step: int) -> None:
     graph, _ = convolved(2)
     layer = find_layers(graph.program)[0]  # 64 positions, 18 columns

@@ -25,7 +25,7 @@ def input_covariances(
     """Centred covariance of every layer's inputs: float64 (D, D), in the order of ``layers`` (none of them grouped).
 
     Of a convolution with more than ``enough`` positions times samples per input, every second (fourth, ...) position
-    along each dimension takes part, and all of them in turn, sample by sample.  On a residual network of 8x8 images it
+    along each dimension takes part, other ones from sample to sample.  On a residual network of 8x8 images it
     moves refit errors by 0.1%, where half of the samples move them by 10%.
     """
     tensors = graph.program.dense_tensors()
@@ -57,7 +57,7 @@ def _step(layer: Layer, weight: torch.Tensor, samples: int, enough: int) -> int:
     shape = shape_at(layer.node.meta["val"].shape, 1)[2:]
     spare = samples * math.prod(shape) / (enough * weight[0].numel())
     step = 1
-    while 2 * step <= min(shape) and (2 * step) ** len(shape) <= spare:
+    while 4 * step <= min(shape) and (2 * step) ** len(shape) <= spare:
         step *= 2
     return step
 
@@ -67,7 +67,8 @@ def _parts(x: torch.Tensor, layer: Layer, step: int) -> Iterator[tuple[torch.Ten
     if step == 1:
         yield x, None
         return
-    ways = step ** len(layer.stride)
-    for i in range(min(ways, len(x))):
-        starts = tuple(i // step**d % step for d in range(len(layer.stride)))
-        yield x[i::ways], Grid(step, starts)
+    ways = min(step, 4)
+    number = ways ** len(layer.stride)
+    for i in range(min(number, len(x))):
+        starts = tuple(i // ways**d % ways * (step // ways) for d in range(len(layer.stride)))
+        yield x[i::number], Grid(step, starts)

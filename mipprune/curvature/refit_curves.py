@@ -157,10 +157,11 @@ def _readers(
 ) -> list[list[_Reader]]:
     out: list[list[_Reader]] = [[] for _ in graph.groups]
     tensors = graph.program.dense_tensors()
+    reads = {layer.node.name: graph.program.read_of(layer.node) for layer in layers}
+    layers = [layer for layer in layers if reads[layer.node.name] is not None and layer.node.name in metrics]
     for layer, cov in zip(layers, input_covariances(graph, data, layers), strict=True):
-        read = graph.program.read_of(layer.node)
-        if read is None or layer.node.name not in metrics:
-            continue
+        read = reads[layer.node.name]
+        assert read is not None
         weight = tensors[layer.weight].double().flatten(1)
         units = np.repeat(read.units.numpy(), weight.shape[1] // len(read.units))
         damped = (cov + ridge * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)).numpy()
