@@ -15,7 +15,7 @@ from mipprune.game import as_data
 from mipprune.graph import UnitGraph, find_layers
 from mipprune.graph.layers import Grid
 from mipprune.repair import CutNetwork, DenseRun, refit, refit_cut, refit_head
-from mipprune.repair.ridge import RIDGES, cross_validated
+from mipprune.repair.ridge import RIDGES, Accumulator, cross_validated
 from mipprune.surgery import PrunePlan
 from mipprune.testing.cases import NETWORKS
 
@@ -191,12 +191,12 @@ def test_the_ridge_is_the_best_by_generalised_cross_validation() -> None:
         hat = x @ np.linalg.solve(cov + ridge * scale * np.eye(12), x.T) / 30
         return float(np.mean((t - hat @ t) ** 2) / (1 - np.trace(hat) / 30) ** 2)
 
-    value, vector = torch.linalg.eigh(torch.from_numpy(cov)[None])
-    turned = vector.mT @ torch.from_numpy(x.T @ t / 30)[None, :, None]
-    damp = cross_validated(value, turned, torch.tensor([[np.mean(t**2)]]), torch.tensor([[scale]]), 30)
+    sums = Accumulator(centred=True)
+    sums.add(torch.from_numpy(x.T.copy())[None], torch.from_numpy(t)[None, None], None, True)
+    ridge = cross_validated(sums.moments(), torch.zeros(1, 1, 12, dtype=torch.float64))
     best = min(RIDGES, key=score)
     assert RIDGES[0] < best
-    assert float(damp) == pytest.approx(best * scale)
+    assert float(ridge) == pytest.approx(best)
 
 
 def digits_case(digits_flat: Any) -> tuple[UnitGraph, np.ndarray, DenseRun]:

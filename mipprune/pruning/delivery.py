@@ -6,7 +6,6 @@ import dataclasses
 import time
 
 import numpy as np
-from torch import nn
 
 from ..game import LabelledData
 from ..latency import LatencyComparison
@@ -16,7 +15,6 @@ from .baseline import magnitude_mask
 from .certificate import certify_accuracy
 from .diagnosis import diagnose
 from .measure import measure
-from .oracle import divergence
 from .result import LayerReport, PruneReport, PruneResult
 from .search import Candidate, Searcher, Stage
 
@@ -75,7 +73,7 @@ def deliver(
         pruned_calibration=pruned,
         verification=checked,
         repairs=repairs,
-        divergence=divergence(graph.model, _refitted(search, best.kept, small), search.repairer.judge),
+        divergence=[step.divergence for step in repairs if step.taken and step.name in ("cut", "bn", "refit")][-1],
         certificate=certify_accuracy(graph.model, small, held_out),
         diagnosis=diagnose(graph, best.kept, data),
         seconds=time.monotonic() - begin,
@@ -83,12 +81,6 @@ def deliver(
         latency=latency,
     )
     return PruneResult(small, plan, report)
-
-
-def _refitted(search: Searcher, kept: np.ndarray, small: nn.Module) -> nn.Module:
-    """The network of the repairs that the refit-aware curves speak of: without the head's own fit and what follows."""
-    names = [name for name in search.repairer.names if name in ("bn", "refit")]
-    return small if tuple(names) == search.repairer.names else search.repairer.deploy(kept, names)[0]
 
 
 def _objective(last: Stage | None, objective: str, spent: dict[str, int], true_drop: float) -> float:

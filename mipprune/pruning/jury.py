@@ -52,7 +52,8 @@ class Jury:
         search, lead = self._search, self._lead
         if not self._others and not self._large:
             self._others = [
-                RefitOracle(search.graph, search.data, search.unseen, lead.head, search.seed + k, lead.labels)
+                RefitOracle(search.graph, search.data, search.unseen, lead.head, search.seed + k, lead.labels,
+                            ridges=lead.ridges)
                 for k in (1, 2)
             ]
         return [lead, *self._others]

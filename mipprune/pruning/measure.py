@@ -14,7 +14,7 @@ from ..game.values import check_class_targets
 from ..records import Record
 from ..surgery.verify import first_tensor
 
-__all__ = ["Quality", "measure"]
+__all__ = ["Quality", "logits_on", "measure", "rate"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,7 +26,6 @@ class Quality(Record):
     n_samples: int
 
 
-@torch.no_grad()
 def measure(model: nn.Module, data: LabelledData, what: str = "calibration data") -> Quality:
     """Run ``model`` (as it is, in its present mode) on ``data``; sums are float64.
 
@@ -34,12 +33,19 @@ def measure(model: nn.Module, data: LabelledData, what: str = "calibration data"
         DataError: targets that aren't class numbers of the model's logits.
         ModelStateError: the loss isn't finite.
     """
-    loss, right = 0.0, 0
-    for part in data.batches():
-        logits = first_tensor(model(*part.inputs))
-        check_class_targets(logits, part.targets, what)
-        loss += float(F.cross_entropy(logits.double(), part.targets.long(), reduction="sum"))
-        right += int((logits.argmax(1) == part.targets).sum())
+    return rate(logits_on(model, data), data, what)
+
+
+@torch.no_grad()
+def logits_on(model: nn.Module, data: LabelledData) -> torch.Tensor:
+    """The model's first output for all of ``data``, (N, ...)."""
+    return torch.cat([first_tensor(model(*part.inputs)) for part in data.batches()])
+
+
+def rate(logits: torch.Tensor, data: LabelledData, what: str) -> Quality:
+    """:func:`measure` for known ``logits``."""
+    check_class_targets(logits, data.targets, what)
+    loss = float(F.cross_entropy(logits.double(), data.targets.long()))
     if not loss < float("inf"):
-        raise ModelStateError(f"the mean cross-entropy on the {what} is {loss / len(data)}")
-    return Quality(loss / len(data), right / len(data), len(data))
+        raise ModelStateError(f"the mean cross-entropy on the {what} is {loss}")
+    return Quality(loss, float((logits.argmax(1) == data.targets).double().mean()), len(data))

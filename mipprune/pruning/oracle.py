@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ..game import LabelledData
 from ..graph import UnitGraph
 from ..repair import CutNetwork, DenseRun, Sweep, fit_head
-from ..surgery.verify import first_tensor
 
-__all__ = ["MOST_MEMORY", "TEMPERATURE", "Losses", "RefitOracle", "divergence", "softened_divergence"]
+__all__ = ["MOST_MEMORY", "TEMPERATURE", "Losses", "RefitOracle", "softened_divergence"]
 
 #: Softens the logits that networks are compared by: the wrong classes' ranking counts, not only the winner.
 TEMPERATURE = 4.0
-#: Steps of the head's fit in the oracle; it is convex and starts at the refit's weights.
-HEAD_STEPS = 15
-#: The oracle's samples per batch, rows per column of a layer, and ridge (``None``: by cross-validation).
-ORACLE_BATCH, ENOUGH, ORACLE_RIDGE = 2048, 16, None
+#: Steps of the head's fit in the oracle; it is convex and starts at the refit's weights: the fourth digit is settled by then.
+HEAD_STEPS = 6
+#: The oracle's samples per batch, and rows per column of a layer.
+ORACLE_BATCH, ENOUGH = 2048, 16
 #: Networks whose intermediate values the oracle keeps, if they take no more bytes than that; and bytes that the dense
 #: network's may take for others to judge beside it.
 REMEMBERED, MOST_MEMORY = 3, 2**29
@@ -32,15 +32,6 @@ def softened_divergence(dense: torch.Tensor, small: torch.Tensor, temperature: f
     p = torch.log_softmax(dense.double() / temperature, -1)
     q = torch.log_softmax(small.double() / temperature, -1)
     return temperature**2 * float((p.exp() * (p - q)).sum(-1).mean())
-
-
-@torch.no_grad()
-def divergence(dense: nn.Module, small: nn.Module, data: LabelledData) -> float:
-    """:func:`softened_divergence` of two networks on ``data``."""
-    total = 0.0
-    for part in data.batches():
-        total += len(part) * softened_divergence(first_tensor(dense(*part.inputs)), first_tensor(small(*part.inputs)))
-    return total / len(data)
 
 
 class Losses(NamedTuple):
@@ -65,11 +56,12 @@ class RefitOracle:
 
     Attributes:
         known: the bytes of a mask -> its losses.
+        ridges: of the layers' refits, by layer name; where there is none cross-validation chooses it for every network.
     """
 
     def __init__(
         self, graph: UnitGraph, data: LabelledData, unseen: LabelledData | None, head: bool = False, seed: int = 0,
-        labels: bool = False, whole: bool = False,
+        labels: bool = False, whole: bool = False, ridges: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> None:
         self.graph, self.head, self.labels = graph, head, labels
         if whole:
@@ -84,6 +76,7 @@ class RefitOracle:
                 rest = LabelledData(inputs, torch.cat([rest.targets, unseen.targets]))
         self.targets = rest.targets
         self.fit = DenseRun(graph, fit, ORACLE_BATCH, enough=None if whole else ENOUGH, judged=rest)
+        self.ridges = ridges
         self._best: list[tuple[float, int, Sweep]] = []
         self._calls = 0
         self.known: dict[bytes, Losses] = {}
@@ -91,24 +84,32 @@ class RefitOracle:
     def __call__(self, kept: np.ndarray) -> float:
         return self._loss(self.losses(kept))
 
+    def settle(self, kept: np.ndarray) -> None:
+        """Judge networks with the ridges that cross-validation chooses for this one: far less work for each."""
+        self.ridges = {}
+        self.known.clear()
+        self._best.clear()
+        self.known[kept.tobytes()], sweep = self._repaired(CutNetwork(self.graph, kept))
+        self.ridges = sweep.chosen
+
     def losses(self, kept: np.ndarray) -> Losses:
         """Both losses of a mask's repaired network, computed once."""
         key = kept.tobytes()
         if key not in self.known:
-            self.known[key] = self._repaired(CutNetwork(self.graph, kept))
+            self.known[key] = self._repaired(CutNetwork(self.graph, kept))[0]
         return self.known[key]
 
     @torch.no_grad()
-    def _repaired(self, cut: CutNetwork) -> Losses:
+    def _repaired(self, cut: CutNetwork) -> tuple[Losses, Sweep]:
         before = max((old for _, _, old in self._best), key=lambda old: old.shared(cut), default=None)
-        sweep = Sweep(cut, self.fit, ORACLE_RIDGE, before, remember=True)
+        sweep = Sweep(cut, self.fit, before=before, remember=True, ridges=self.ridges)
         sweep.run()
         losses = self._losses(self._logits(cut, sweep))
         self._calls += 1
         if REMEMBERED * sweep.memory() <= MOST_MEMORY:
             ended = (self._loss(losses), -self._calls, sweep)
             self._best = sorted([*self._best, ended], key=lambda one: one[:2])[:REMEMBERED]
-        return losses
+        return losses, sweep
 
     def _losses(self, logits: torch.Tensor) -> Losses:
         entropy = float(F.cross_entropy(logits.double(), self.targets))

@@ -45,6 +45,7 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
     may_empty = bool((search.floor == 0).any())
     heads = "head" in search.repairer.names
     oracle = RefitOracle(search.graph, search.data, search.unseen, heads, search.seed, may_empty)
+    oracle.settle(best.kept)
     widths = WidthSearch(curves, costs, limits, search.allowed, oracle, search.seed)
     trials = int(SEARCH_WORK / max(1, search.graph.macs(best.kept) * len(search.data)))
     trials = min(max(trials, FEWEST_TRIALS), MOST_TRIALS)

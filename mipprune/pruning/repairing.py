@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -25,11 +27,15 @@ from ..repair import (
     refit_head,
 )
 from ..surgery import PrunePlan
-from .measure import Quality, measure
+from .measure import logits_on, rate
+from .oracle import softened_divergence
 
 __all__ = ["REPAIRS", "RepairStep", "Repairer"]
 
 REPAIRS = ("bn", "refit", "head", "lm")
+#: Rows per column of a layer that are enough for its refit, see :class:`~mipprune.repair.DenseRun`: of 3 networks and 3
+#: budgets, three seeds, the divergence after the refit rises by less than 2%.
+ENOUGH = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +46,8 @@ class RepairStep(Record):
         name: ``"bn"``, ``"refit"``, ``"head"`` or ``"lm"``; the first step is ``"cut"``, the network as surgery left
             it.
         loss, accuracy: of the repaired network on the data that judges, whether or not it was taken.
+        divergence: of the dense network's outputs from its outputs there
+            (:func:`~mipprune.pruning.oracle.softened_divergence`), in nats.
         taken: whether the network went on from here.
         seconds: wall-clock time.
     """
@@ -47,6 +55,7 @@ class RepairStep(Record):
     name: str
     loss: float
     accuracy: float
+    divergence: float
     taken: bool
     seconds: float
 
@@ -63,13 +72,15 @@ class Repairer:
     def __init__(self, graph: UnitGraph, data: LabelledData, judge: LabelledData, names: Sequence[str]) -> None:
         self.graph, self.data, self.judge, self.names = graph, data, judge, tuple(names)
         self._judging = "calibration data" if judge is data else "validation data"
-        self._dense: DenseRun | None = None
 
-    @property
+    @functools.cached_property
     def dense(self) -> DenseRun:
-        if self._dense is None:
-            self._dense = DenseRun(self.graph, self.data)
-        return self._dense
+        """The dense network's values on the data that repairs are fitted to."""
+        return DenseRun(self.graph, self.data, enough=ENOUGH)
+
+    @functools.cached_property
+    def _dense_logits(self) -> torch.Tensor:
+        return logits_on(self.graph.model, self.judge)
 
     def deploy(
         self, kept: np.ndarray, names: Sequence[str] | None = None, goes_on: Callable[[], bool] = lambda: True
@@ -84,19 +95,17 @@ class Repairer:
         small = PrunePlan.from_mask(self.graph, kept).apply(self.graph.model)
         training = small.training
         small.eval()
-        best = measure(small, self.judge, self._judging)
-        steps = [RepairStep("cut", best.loss, best.accuracy, True, time.perf_counter() - begin)]
+        steps = [self._step("cut", small, begin, math.inf)]
         if not kept.all():
             cut = CutNetwork(self.graph, kept)
             wanted = self.names if names is None else names
             for name in (n for n in REPAIRS if n in wanted and (n != "lm" or goes_on())):
-                best = self._try(name, small, cut, best, steps, goes_on)
+                self._try(name, small, cut, steps, goes_on)
         return small.train(training), tuple(steps)
 
     def _try(
-        self, name: str, small: nn.Module, cut: CutNetwork, best: Quality, steps: list[RepairStep],
-        goes_on: Callable[[], bool],
-    ) -> Quality:
+        self, name: str, small: nn.Module, cut: CutNetwork, steps: list[RepairStep], goes_on: Callable[[], bool]
+    ) -> None:
         begin = time.perf_counter()
         before = {key: value.clone() for key, value in small.state_dict().items()}
         if name == "bn":
@@ -107,18 +116,22 @@ class Repairer:
             changed = self._change(name, cut, goes_on)
             cut.write(small)
         if not changed:
-            return best
-        after = measure(small, self.judge, self._judging)
-        taken = after.loss < best.loss
-        steps.append(RepairStep(name, after.loss, after.accuracy, taken, time.perf_counter() - begin))
-        if taken:
-            return after
+            return
+        steps.append(self._step(name, small, begin, next(step.loss for step in reversed(steps) if step.taken)))
+        if steps[-1].taken:
+            return
         small.load_state_dict(before)
         if name != "bn":
             with torch.no_grad():
                 for key, value in tensors.items():
                     cut.tensors[key].copy_(value)
-        return best
+
+    def _step(self, name: str, small: nn.Module, begin: float, limit: float) -> RepairStep:
+        """What a repair did; it is taken if the loss is below the ``limit``."""
+        logits = logits_on(small, self.judge)
+        now = rate(logits, self.judge, self._judging)
+        divergence = softened_divergence(self._dense_logits, logits)
+        return RepairStep(name, now.loss, now.accuracy, divergence, now.loss < limit, time.perf_counter() - begin)
 
     def _change(self, name: str, cut: CutNetwork, goes_on: Callable[[], bool]) -> bool:
         if name == "refit":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from .cut import CutNetwork
 from .dense import DenseRun
 from .goals import find_goals
 from .projection import project_streams
-from .ridge import Accumulator, Moments, solve_ridge
+from .ridge import Accumulator, Moments, cross_validated, solve_ridge
 
 __all__ = ["Sweep"]
 
@@ -37,20 +39,24 @@ class Sweep:
         cut: the smaller network, whose tensors are changed.
         dense: the dense network's values on the same data.
         ridge: relative damping; by default generalised cross-validation chooses one per layer.
+        ridges: by layer name, instead of cross-validation, which costs several times as much as the fit itself.
         before: a finished sweep over the same :class:`DenseRun`; what comes before the first operation that the two
             masks differ in is taken from it.
         remember: keep what the next sweep needs for that.
 
     Attributes:
+        chosen: the ridges (g, 1) of the layers, by layer name.
         envs: per batch, node name -> value: after :meth:`run` the output, and what the last layer reads.
         changed: layers refitted.
     """
 
     def __init__(
         self, cut: CutNetwork, dense: DenseRun, ridge: float | None = None, before: Sweep | None = None,
-        remember: bool = False,
+        remember: bool = False, ridges: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> None:
         self.cut, self.dense, self.ridge, self.remember = cut, dense, ridge, remember
+        self.ridges = ridges
+        self.chosen: dict[str, torch.Tensor] = {}
         self.changed = 0
         self.envs = [dict(x) for x in dense.inputs]
         self.as_dense: set[str] = set(dense.inputs[0])  # values that are the dense network's, kept channels apart
@@ -150,7 +156,8 @@ class Sweep:
             return
         groups = len(moments.xx)
         old = weight.double().reshape(groups, weight.shape[0] // groups, -1)
-        new, mean, bias = solve_ridge(moments, old, self.ridge)
+        ridge = self.chosen[layer.node.name] = self._ridge(layer, moments, old)
+        new, mean, bias = solve_ridge(moments, old, ridge)
         weight.copy_(new.reshape(weight.shape))
         if layer.bias is not None:
             _assign(tensors[layer.bias], bias)
@@ -158,6 +165,12 @@ class Sweep:
             norm.settle(mean + (0 if layer.bias is None else bias), moments.t.flatten())
             self.norms.add(layer.norm.name)  # type: ignore[union-attr]
         self.changed += 1
+
+    def _ridge(self, layer: Layer, moments: Moments, old: torch.Tensor) -> torch.Tensor:
+        if self.ridge is not None:
+            return old.new_full((len(old), 1), self.ridge)
+        known = self.ridges.get(layer.node.name)
+        return known if known is not None and len(known) == len(old) else cross_validated(moments, old)
 
     def _moments(self, layer: Layer, norm: _Norm | None, centred: bool) -> Moments:
         sums = Accumulator(centred)
