@@ -6,8 +6,10 @@ from .hessian import CurvatureOperator, Sharpness, TopEigenvalues, hessian_top_e
 from .kronecker import KroneckerBlock, KroneckerFactors, kfac_factors, spectral_radius
 from .output_metric import output_metrics
 from .refit_curves import RefitCurve, refit_curves, refit_errors
+from .sensitivity import Sensitivity
 from .sketch import sketch_gates
 
 __all__ = ["CurvatureOperator", "GateExpansion", "HeadFit", "KroneckerBlock", "KroneckerFactors", "RefitCurve",
-           "Sharpness", "TopEigenvalues", "expand_gates", "fit_linear_head", "hessian_top_eigenvalues", "kfac_factors",
-           "output_metrics", "refit_curves", "refit_errors", "sharpness", "sketch_gates", "spectral_radius"]
+           "Sensitivity", "Sharpness", "TopEigenvalues", "expand_gates", "fit_linear_head", "hessian_top_eigenvalues",
+           "kfac_factors", "output_metrics", "refit_curves", "refit_errors", "sharpness", "sketch_gates",
+           "spectral_radius"]

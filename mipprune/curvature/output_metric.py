@@ -13,8 +13,14 @@ from ..game.data import LabelledData
 from ..graph import Layer, UnitGraph
 from ..graph.capture import int_at, is_integer_node, shape_at
 from ..graph.values import batch_dim
+from .positive import gram
 
-__all__ = ["enough", "output_metrics", "position_metrics", "pulled_back"]
+__all__ = ["PROBES", "TEMPERATURE", "enough", "output_metrics", "output_part", "position_metrics", "position_part",
+           "pulled_back", "several_positions", "unit_trace"]
+
+#: Softens the logits that smaller networks are compared with the dense one by: the wrong classes' ranking counts, not
+#: only the winner.  And the random probes per sample of the curvature there.
+TEMPERATURE, PROBES = 4.0, 2
 
 #: Layers with more positions are left to count them alike: the metric would be as large as the layer's data.
 MOST_POSITIONS = 256
@@ -47,9 +53,13 @@ def output_metrics(
     out: dict[str, torch.Tensor] = {}
     for _, gradients in pulled_back(graph, data, set(names), temperature, probes, seed, batch_size):
         for name, gradient in gradients.items():
-            columns = names[name].outputs(gradient, 1)[0]
-            out[name] = out.get(name, 0) + (columns @ columns.T).double()
+            out[name] = out.get(name, 0) + output_part(names[name], gradient)
     return {name: m / len(data) for name, m in out.items()}
+
+
+def output_part(layer: Layer, gradient: torch.Tensor) -> torch.Tensor:
+    """A gradient's part of :func:`output_metrics`: float64 (m, m)."""
+    return gram(layer.outputs(gradient, 1)[0]).double()
 
 
 def position_metrics(
@@ -70,15 +80,29 @@ def position_metrics(
     Returns:
         By node name; without the values that have one position, more than MOST_POSITIONS, or no samples first.
     """
-    values = {node.name: node.meta["val"] for node in graph.program.captured.nodes if node.name in nodes}
-    wanted = {name for name, value in values.items() if 1 < _positions(value, nodes[name]) <= MOST_POSITIONS}
+    wanted = several_positions(graph, nodes)
     out: dict[str, torch.Tensor] = {}
     for _, gradients in pulled_back(graph, data, wanted, temperature, probes, seed, batch_size) if wanted else ():
         for name, gradient in gradients.items():
-            rows = gradient.movedim(nodes[name], -1)
-            rows = rows.reshape(len(rows), -1, rows.shape[-1]).transpose(0, 1).flatten(1)  # (P, N m)
-            out[name] = out.get(name, 0) + (rows @ rows.T).double()
-    return {name: g * (len(g) / g.trace()) for name, g in out.items() if g.trace() > 0}
+            out[name] = out.get(name, 0) + position_part(gradient, nodes[name])
+    return unit_trace(out)
+
+
+def several_positions(graph: UnitGraph, nodes: Mapping[str, int]) -> set[str]:
+    """The values that :func:`position_metrics` measures."""
+    values = {node.name: node.meta["val"] for node in graph.program.captured.nodes if node.name in nodes}
+    return {name for name, value in values.items() if 1 < _positions(value, nodes[name]) <= MOST_POSITIONS}
+
+
+def position_part(gradient: torch.Tensor, channel_dim: int) -> torch.Tensor:
+    """A gradient's part of :func:`position_metrics`: float64 (P, P)."""
+    rows = gradient.movedim(channel_dim, -1)
+    return gram(rows.reshape(len(rows), -1, rows.shape[-1]).transpose(0, 1).flatten(1)).double()  # of (P, N m)
+
+
+def unit_trace(metrics: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same with as much trace as rows; without those that are 0."""
+    return {name: g * (len(g) / g.trace()) for name, g in metrics.items() if g.trace() > 0}
 
 
 def _positions(value: torch.Tensor, channel_dim: int) -> int:

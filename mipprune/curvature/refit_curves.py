@@ -8,12 +8,15 @@ import numpy as np
 import torch
 
 from ..game.data import LabelledData
-from ..graph import Layer, UnitGraph, UnitGroup, find_layers, find_streams
+from ..graph import Layer, UnitGraph, UnitGroup, find_layers
 from ..graph.layers import named_arguments
 from ..records import Record, frozen_array
+from .input_covariance import input_covariances
 from .output_metric import output_metrics
-from .stream_basis import projected_errors, stream_basis
-from .subset_bounds import Regression, least_errors, single_errors
+from .positive import factor, inverse, solve_lower
+from .sensitivity import Sensitivity
+from .stream_basis import projected_errors
+from .subset_bounds import Regression, least_errors
 
 __all__ = ["RefitCurve", "refit_curves", "refit_errors"]
 
@@ -43,21 +46,24 @@ class RefitCurve(Record):
 
 @dataclasses.dataclass
 class _Reader:
-    """One layer that reads the group: inverse covariance of its inputs, weights in the metric, the units' columns."""
+    """One layer that reads the group: covariance of its inputs, weights in the metric, the units' columns."""
 
     layer: str
-    inverse: np.ndarray  # (D, D)
+    covariance: np.ndarray  # (D, D), damped
+    inverse: np.ndarray  # of it
     weight: np.ndarray  # (m, D): sqrt(M / 2) W
     columns: np.ndarray  # (n, b)
 
     def regression(self) -> Regression:
         own = self.columns.ravel()
-        return Regression(self.inverse[np.ix_(own, own)], self.weight[:, own])
+        block = np.ix_(own, own)
+        alone = len(own) == len(self.inverse)  # it reads no other group
+        return Regression(self.inverse[block], self.weight[:, own], self.covariance[block] if alone else None)
 
 
 def refit_curves(
     graph: UnitGraph, data: LabelledData, *, pinned: np.ndarray | None = None, ridge: float = 1e-4,
-    temperature: float = 1.0, probes: int | None = None, seed: int = 0,
+    temperature: float = 1.0, probes: int | None = None, seed: int = 0, sensitivity: Sensitivity | None = None,
 ) -> list[RefitCurve]:
     """One curve per group of ``graph``.
 
@@ -79,30 +85,31 @@ def refit_curves(
         ridge: added to G's diagonal, relative to its mean.
         temperature: t of the softened KL divergence, which is multiplied by t^2 as in distillation.
         probes, seed: of the output metrics, see :func:`output_metrics`.
+        sensitivity: what is known already of the network; its metrics are taken, whatever the three before say.
     """
     graph.require_fine("a refit-aware curve")
     pinned = np.zeros(graph.n_units, dtype=bool) if pinned is None else pinned
-    readers = _measured(graph, data, ridge, temperature, probes, seed)
+    readers = _measured(graph, data, ridge, temperature, probes, seed, sensitivity)
     curves = [_eliminate(g, readers[i], pinned[g.units]) for i, g in enumerate(graph.groups)]
-    for number, error in _stream_errors(graph, data, readers).items():
+    for number, error in _stream_errors(graph, data, readers, sensitivity).items():
         curves[number] = dataclasses.replace(curves[number], error=frozen_array(error), lower=frozen_array(error))
     return curves
 
 
 def refit_errors(
     graph: UnitGraph, data: LabelledData, kept: np.ndarray, *, ridge: float = 1e-4, temperature: float = 1.0,
-    probes: int | None = None, seed: int = 0,
+    probes: int | None = None, seed: int = 0, sensitivity: Sensitivity | None = None,
 ) -> np.ndarray:
     """The predicted KL of :func:`refit_curves` for a mask that isn't on the curves: float64 (groups,), in nats.
 
     Args:
         kept: bool (n_units,); every group is taken apart, as the curves do.
-        graph, data, ridge, temperature, probes, seed: as in :func:`refit_curves`.
+        graph, data, ridge, temperature, probes, seed, sensitivity: as in :func:`refit_curves`.
     """
     graph.require_fine("a refit-aware curve")
     out = np.zeros(len(graph.groups))
-    readers = _measured(graph, data, ridge, temperature, probes, seed)
-    streams = _stream_errors(graph, data, readers)
+    readers = _measured(graph, data, ridge, temperature, probes, seed, sensitivity)
+    streams = _stream_errors(graph, data, readers, sensitivity)
     for i, group in enumerate(graph.groups):
         if i in streams:
             out[i] = streams[i][int((~kept[group.units]).sum())]
@@ -114,27 +121,32 @@ def refit_errors(
     return out
 
 
-def _stream_errors(graph: UnitGraph, data: LabelledData, readers: list[list[_Reader]]) -> dict[int, np.ndarray]:
+def _stream_errors(
+    graph: UnitGraph, data: LabelledData, readers: list[list[_Reader]], sensitivity: Sensitivity | None
+) -> dict[int, np.ndarray]:
     """Number of a stream's group -> predicted KL (n + 1,) once r of its units are gone."""
     tensors = graph.program.dense_tensors()
     out = {}
-    for stream in find_streams(graph):
+    for stream, directions in (Sensitivity(graph, data) if sensitivity is None else sensitivity).streams:
         size = graph.groups[stream.group].size
-        basis = stream_basis(graph, data, stream).cpu().numpy()
+        basis = directions.cpu().numpy()
         total = np.zeros(size + 1)
         for reader in readers[stream.group]:
             weight = named_arguments(stream.readers[reader.layer]).get("weight")
             gain = np.ones(size) if weight is None else tensors[weight.name].double().cpu().numpy()
             gain = np.where(np.abs(gain) < 1e-6, 1e-6, gain)
-            total += projected_errors(np.linalg.inv(reader.inverse), reader.weight.T @ reader.weight, gain, basis)
+            total += projected_errors(reader.covariance, reader.weight.T @ reader.weight, gain, basis)
         out[stream.group] = np.maximum.accumulate(total[::-1])
     return out
 
 
 def _measured(
-    graph: UnitGraph, data: LabelledData, ridge: float, temperature: float, probes: int | None, seed: int
+    graph: UnitGraph, data: LabelledData, ridge: float, temperature: float, probes: int | None, seed: int,
+    sensitivity: Sensitivity | None,
 ) -> list[list[_Reader]]:
     layers = [layer for layer in find_layers(graph.program) if layer.groups == 1]
+    if sensitivity is not None:
+        return _readers(graph, data, layers, sensitivity.outputs, ridge)
     metrics = output_metrics(graph, data, layers, temperature=temperature, probes=probes, seed=seed)
     metrics = {name: temperature**2 * metric for name, metric in metrics.items()}
     return _readers(graph, data, layers, metrics, ridge)
@@ -145,14 +157,15 @@ def _readers(
 ) -> list[list[_Reader]]:
     out: list[list[_Reader]] = [[] for _ in graph.groups]
     tensors = graph.program.dense_tensors()
-    for layer, cov in zip(layers, _covariances(graph, data, layers), strict=True):
-        read = graph.program.read_of(layer.node)
-        if read is None or layer.node.name not in metrics:
-            continue
+    reads = {layer.node.name: graph.program.read_of(layer.node) for layer in layers}
+    layers = [layer for layer in layers if reads[layer.node.name] is not None and layer.node.name in metrics]
+    for layer, cov in zip(layers, input_covariances(graph, data, layers), strict=True):
+        read = reads[layer.node.name]
+        assert read is not None
         weight = tensors[layer.weight].double().flatten(1)
         units = np.repeat(read.units.numpy(), weight.shape[1] // len(read.units))
-        damped = cov + ridge * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)
-        inverse = torch.linalg.inv(damped).numpy()
+        damped = (cov + ridge * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)).numpy()
+        precision = inverse(damped)
         value, vector = torch.linalg.eigh(metrics[layer.node.name] / 2)
         root = vector * value.clamp_min(0).sqrt()
         for group, readers in zip(graph.groups, out, strict=True):
@@ -160,63 +173,62 @@ def _readers(
             if len(own) == 0:
                 continue
             columns = own[np.argsort(units[own], kind="stable")].reshape(group.size, -1)
-            readers.append(_Reader(layer.node.name, inverse, (root.T @ weight).numpy(), columns))
+            readers.append(_Reader(layer.node.name, damped, precision, (root.T @ weight).numpy(), columns))
     return out
-
-
-def _covariances(graph: UnitGraph, data: LabelledData, layers: list[Layer]) -> list[torch.Tensor]:
-    """Centred covariance (D, D) of every layer's inputs."""
-    tensors = graph.program.dense_tensors()
-    second: dict[str, torch.Tensor] = {}
-    first: dict[str, torch.Tensor] = {}
-    count: dict[str, int] = {}
-    shift: dict[str, torch.Tensor] = {}
-    for part in data.batches(256):
-        env = dict(zip(graph.program.captured.inputs, part.inputs, strict=True))
-        values = graph.program.values(env, {layer.data for layer in layers})
-        for layer in layers:
-            x = layer.design(values[layer.data], tensors[layer.weight])[0]
-            name = layer.node.name
-            # inputs that hardly vary about a large mean would leave nothing but rounding in single precision
-            x = x - shift.setdefault(name, x.mean(1, keepdim=True))
-            second[name] = second.get(name, 0) + (x @ x.T).double()
-            first[name] = first.get(name, 0) + x.sum(1, dtype=torch.float64)
-            count[name] = count.get(name, 0) + x.shape[1]
-    means = {name: first[name] / count[name] for name in first}
-    return [second[n] / count[n] - torch.outer(means[n], means[n]) for n in (layer.node.name for layer in layers)]
 
 
 def _eliminate(group: UnitGroup, readers: list[_Reader], pinned: np.ndarray) -> RefitCurve:
     n = group.size
     alive = np.arange(n)
-    # arrays are copied: elimination shrinks them
-    states = [(r.inverse.copy(), r.weight.copy(), r.columns.copy()) for r in readers]
+    regressions = [reader.regression() for reader in readers]
+    states = [_Elimination(one, n) for one in regressions]
     error, order = np.zeros(n + 1), []
     for removed in range(n):
-        scores = sum((single_errors(*state) for state in states), np.zeros(len(alive)))
+        scores = sum((state.scores() for state in states), np.zeros(len(alive)))
         free = np.where(pinned[alive], np.inf, scores)
         if not np.isfinite(free).any():  # only pinned units are left: any order will do, no size below is allowed
             order += alive.tolist()
             error[removed + 1 :] = error[removed]
             break
-        best = int(np.argmin(free))
+        best = min(np.flatnonzero(free == free.min()), key=alive.__getitem__)  # of equals the first unit
         error[removed + 1] = error[removed] + max(scores[best], 0.0)
         order.append(int(alive[best]))
-        alive = np.delete(alive, best)
-        states = [_removed(*state, best) for state in states]
-    lower = least_errors([reader.regression() for reader in readers], n)
+        alive[best] = alive[-1]
+        alive = alive[:-1]
+        for state in states:
+            state.remove(int(best))
+    lower = least_errors(regressions, n)
     return RefitCurve(frozen_array(order, np.int64), frozen_array(error), frozen_array(np.minimum(lower, error)))
 
 
-def _removed(
-    inverse: np.ndarray, weight: np.ndarray, columns: np.ndarray, unit: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The state after block elimination of one unit's columns, without them."""
-    gone = columns[unit]
-    stay = np.delete(np.arange(len(inverse)), gone)
-    across = np.linalg.solve(inverse[np.ix_(gone, gone)], inverse[np.ix_(gone, stay)])
-    weight = weight[:, stay] - weight[:, gone] @ across
-    inverse = inverse[np.ix_(stay, stay)] - inverse[np.ix_(stay, gone)] @ across
-    number = np.full(len(stay) + len(gone), -1)
-    number[stay] = np.arange(len(stay))
-    return inverse, weight, number[np.delete(columns, unit, 0)]
+class _Elimination:
+    """A regression that loses unit after unit, by block elimination in place; the last unit takes the lost one's place.
+
+    Inputs of other groups stay, so that only the group's own block of the precision is needed.
+    """
+
+    def __init__(self, given: Regression, n_units: int) -> None:
+        self.left, self.b = n_units, len(given.precision) // n_units
+        self.precision, self.weight = given.precision.copy(), given.weight.T.copy()
+        self.buffer = np.empty(self.precision.size)
+
+    def scores(self) -> np.ndarray:
+        """``tr w_u P_uu^-1 w_u'`` of every unit that is left: (left,)."""
+        n, b = self.left, self.b
+        at = np.arange(n)
+        blocks = self.precision[: n * b, : n * b].reshape(n, b, n, b)[at, :, at]
+        own = self.weight[: n * b].reshape(n, b, -1)
+        return (own * np.linalg.solve(blocks, own)).sum((1, 2))
+
+    def remove(self, unit: int) -> None:
+        size = self.left * self.b
+        precision, weight = self.precision[:size, :size], self.weight[:size]
+        gone, last = slice(unit * self.b, (unit + 1) * self.b), slice(size - self.b, size)
+        lower = factor(precision[gone, gone])
+        half = solve_lower(lower, precision[gone])
+        weight -= half.T @ solve_lower(lower, weight[gone])
+        precision -= np.matmul(half.T, half, out=self.buffer[: size * size].reshape(size, size))
+        precision[gone] = precision[last]
+        precision[:, gone] = precision[:, last]
+        weight[gone] = weight[last]
+        self.left -= 1

@@ -7,17 +7,17 @@ import torch
 
 from ..game.data import LabelledData
 from ..graph import Stream, UnitGraph
-from .output_metric import enough, pulled_back
+from .output_metric import PROBES, TEMPERATURE, enough, pulled_back
 
-__all__ = ["projected_errors", "stream_basis", "stream_projection"]
+__all__ = ["minded_part", "projected_errors", "stream_basis", "stream_projection"]
 
 #: Share of plain variance in the metric of a stream's directions.
 PLAIN = 0.3
-#: Of the metric.
-TEMPERATURE, PROBES = 4.0, 2
 
 
-def stream_basis(graph: UnitGraph, data: LabelledData, stream: Stream, plain: float = PLAIN) -> torch.Tensor:
+def stream_basis(
+    graph: UnitGraph, data: LabelledData, stream: Stream, plain: float = PLAIN, minded: torch.Tensor | None = None
+) -> torch.Tensor:
     """Orthonormal directions of a stream of width n, the most important first: float64 (n, n - 1).
 
     Leading eigenvectors of ``C^(1/2) A C^(1/2)``, C the covariance of the normalised stream (mean over coordinates 0,
@@ -28,8 +28,15 @@ def stream_basis(graph: UnitGraph, data: LabelledData, stream: Stream, plain: fl
     keeps what the norms divide by, and within the stream's own space, so that nothing is lost where that is small (our
     choice; the regression's own coefficients do as well and keep neither).  The mean over coordinates, which
     layer-norm removes anyway, is left out.
+
+    Args:
+        graph: the traced network.
+        data: samples; targets aren't used.
+        stream: of the network, see :func:`mipprune.graph.find_streams`.
+        plain: parts of the identity in A.
+        minded: float64 (n, n), the Gauss-Newton matrix where it's known already.
     """
-    names = {norm.all_input_nodes[0].name for norm in stream.norms}
+    names = stream.sources
     n = graph.groups[stream.group].size
     device = data.inputs[0].device
     total = torch.zeros(n, n, dtype=torch.float64, device=device)
@@ -50,7 +57,7 @@ def stream_basis(graph: UnitGraph, data: LabelledData, stream: Stream, plain: fl
     ones = torch.full((n, 1), n**-0.5, dtype=torch.float64, device=device)
     metric = torch.eye(n, dtype=torch.float64, device=device)
     if plain < 1:
-        minded = _minded(graph, data, stream)
+        minded = _minded(graph, data, stream) if minded is None else minded
         metric = plain * metric + (1 - plain) * minded * (n / minded.trace().clamp_min(1e-30))
     value, vector = torch.linalg.eigh(total)
     root = vector * value.clamp_min(0).sqrt() @ vector.T  # C^(1/2)
@@ -60,14 +67,18 @@ def stream_basis(graph: UnitGraph, data: LabelledData, stream: Stream, plain: fl
 
 def _minded(graph: UnitGraph, data: LabelledData, stream: Stream) -> torch.Tensor:
     """Gauss-Newton matrix (n, n) of the softened divergence in the normalised stream, summed over its norms' inputs."""
-    names = {norm.all_input_nodes[0].name for norm in stream.norms}
     n = graph.groups[stream.group].size
     total = torch.zeros(n, n, dtype=torch.float64, device=data.inputs[0].device)
-    for values, gradients in pulled_back(graph, enough(data), names, TEMPERATURE, PROBES, 0, 256):
+    for values, gradients in pulled_back(graph, enough(data), stream.sources, TEMPERATURE, PROBES, 0, 256):
         for name, gradient in gradients.items():
-            rows = (gradient * values[name].std(-1, correction=0, keepdim=True)).double().reshape(-1, n)
-            total += rows.T @ rows
+            total += minded_part(values[name], gradient)
     return total
+
+
+def minded_part(value: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """What a gradient in a stream's ``value`` (..., n) adds to that matrix of the normalised stream."""
+    rows = (gradient * value.std(-1, correction=0, keepdim=True)).double().reshape(-1, value.shape[-1])
+    return rows.T @ rows
 
 
 def stream_projection(basis: torch.Tensor, count: int) -> torch.Tensor:

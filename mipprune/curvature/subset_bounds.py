@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import scipy.linalg
+
+from .positive import above_largest, factor, inverse, solve_factored
 
 __all__ = ["Regression", "least_errors", "single_errors"]
 
@@ -29,10 +30,12 @@ class Regression:
         precision: float64 (n b, n b): that block of the inverse covariance of all inputs, positive definite; so inputs
             of other units may exist, and are refitted too.
         weight: float64 (m, n b): the outputs are ``weight @ inputs``, in units whose squared error counts.
+        covariance: the inverse of ``precision`` where it's known already.
     """
 
     precision: np.ndarray
     weight: np.ndarray
+    covariance: np.ndarray | None = None
 
 
 def least_errors(regressions: Sequence[Regression], n_units: int) -> np.ndarray:
@@ -112,14 +115,13 @@ class _Relaxation:
     def __init__(self, given: Regression, n_units: int) -> None:
         self.weight = given.weight
         self.n, self.b = n_units, len(given.precision) // n_units
-        self.covariance = np.linalg.inv(given.precision)
+        self.covariance = inverse(given.precision) if given.covariance is None else given.covariance
         at = np.arange(self.n)
-        inverse = np.linalg.inv(given.precision.reshape(self.n, self.b, self.n, self.b)[at, :, at])
-        root = np.linalg.cholesky(inverse)  # root' P_uu root = 1
-        scaled = np.einsum("uba,ubvc->uavc", root, given.precision.reshape(self.n, self.b, self.n, self.b))
-        scaled = np.einsum("uavc,vcd->uavd", scaled, root).reshape(given.precision.shape)
-        largest = np.linalg.eigvalsh(scaled)[-1]
-        self.blocks = inverse / largest
+        alone = np.linalg.inv(given.precision.reshape(self.n, self.b, self.n, self.b)[at, :, at])
+        root = np.linalg.cholesky(alone)  # root' P_uu root = 1
+        scaled = (root.mT @ given.precision.reshape(self.n, self.b, -1)).reshape(-1, self.n, self.b)
+        scaled = (scaled.swapaxes(0, 1) @ root).swapaxes(0, 1).reshape(given.precision.shape)
+        self.blocks = alone / above_largest(scaled)
         self.across = self.covariance @ self.weight.T
         self.total = float((self.weight.T * self.across).sum())
 
@@ -135,9 +137,9 @@ class _Relaxation:
         view = system.reshape(self.n, self.b, self.n, self.b)
         at = np.arange(self.n)
         view[at, :, at] += self.blocks * (1 / gates - 1)[:, None, None]
-        best = scipy.linalg.solve(system, self.across, assume_a="pos")
+        best = solve_factored(factor(system), self.across)
         parts = best.reshape(self.n, self.b, -1)
-        return self.total - float((self.across * best).sum()), np.einsum("ubm,ubc,ucm->u", parts, self.blocks, parts)
+        return self.total - float((self.across * best).sum()), (parts * (self.blocks @ parts)).sum((1, 2))
 
 
 def _share_out(roots: np.ndarray, count: float) -> np.ndarray:

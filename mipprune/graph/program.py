@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,19 @@ class Program:
         batch = len(next(iter(env.values())))
         self._execute(self._needed(self.captured.nodes, set(wanted)), env, self.dense_tensors(), batch, gates, wanted)
         return {name: env[name] for name in wanted}
+
+    @torch.no_grad()
+    def resume(
+        self, inputs: Sequence[torch.Tensor], values: Mapping[str, Any], units: slice, gates: Gates
+    ) -> torch.Tensor:
+        """Output for ``inputs`` where ``gates`` act on ``units`` alone, from the dense ``values`` of all operations."""
+        suffix = self._suffix(units)
+        reading = {node.name for node in suffix if self.reads(node.name, units)}
+        own = torch.ones_like(gates)
+        own[..., units] = gates[..., units]
+        env = dict(zip(self.captured.inputs, inputs, strict=True)) | values
+        self._execute(suffix, env, self.dense_tensors(), len(inputs[0]), own, only=reading)
+        return env[self.captured.output.name]
 
     @staticmethod
     def apply(

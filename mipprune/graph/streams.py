@@ -39,9 +39,16 @@ class Stream:
     norms: tuple[fx.Node, ...]
     readers: dict[str, fx.Node]
 
+    @property
+    def sources(self) -> set[str]:
+        """Node names of the values that the norms read."""
+        return {norm.all_input_nodes[0].name for norm in self.norms}
+
 
 def find_streams(graph: UnitGraph) -> list[Stream]:
     """All streams of the traced network ``graph``: O(groups * operations)."""
+    if not any(_packet(node) == "layer_norm" for node in graph.program.captured.nodes):
+        return []
     layers = {layer.node.name: layer for layer in find_layers(graph.program)}
     found = (_Walk(graph, layers, number).stream() for number in range(len(graph.groups)))
     return [stream for stream in found if stream is not None]
@@ -54,11 +61,13 @@ class _Walk:
         self.graph, self.layers, self.number = graph, layers, number
         group = graph.groups[number]
         own = np.arange(group.offset, group.offset + group.size)
+        touched = {site: units for site, units in graph.unit_sites.items()
+                   if ((units >= own[0]) & (units <= own[-1])).any()}
         self.sites: dict[str, int] = {}  # node of a tensor -> the dimension that is exactly this group
         self.partly: set[str] = set()  # tensors that hold some of it otherwise
         for node, name in graph.program.captured.tensors.items():
-            for (site, dim), units in graph.unit_sites.items():
-                if site == name and np.isin(units, own).any():
+            for (site, dim), units in touched.items():
+                if site == name:
                     if np.array_equal(units, own) and node not in self.sites:
                         self.sites[node] = dim
                     else:
@@ -88,7 +97,7 @@ class _Walk:
         )
 
     def _takes(self, node: fx.Node) -> bool:
-        packet = str(node.target).removeprefix("aten.").partition(".")[0]
+        packet = _packet(node)
         inputs = [a for a in node.all_input_nodes if not is_integer_node(a)]
         if node.name in self.layers:
             return self._takes_layer(self.layers[node.name])
@@ -137,3 +146,7 @@ class _Walk:
         """Whether the units still lie along the last dimension."""
         carried = self.graph.program.carried.get(node.name)
         return carried is not None and len(carried) == 1 and carried[0][0] == node.meta["val"].ndim - 1
+
+
+def _packet(node: fx.Node) -> str:
+    return str(node.target).removeprefix("aten.").partition(".")[0]

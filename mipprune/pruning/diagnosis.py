@@ -8,16 +8,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..curvature.output_metric import enough
 from ..game import LabelledData
 from ..graph import UnitGraph
+from ..graph.capture import is_integer_node
 from ..graph.describe import module_path
 from ..graph.layers import named_arguments
 from ..records import Record
 
 __all__ = ["Diagnosis", "diagnose"]
 
-#: More samples than this say nothing more about where the loss comes from.
-MOST_SAMPLES = 1024
+#: Samples at a time: of these the dense values of all operations are kept.
+BATCH = 128
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,23 +52,28 @@ class Diagnosis(Record):
 
 @torch.no_grad()
 def diagnose(graph: UnitGraph, kept: np.ndarray, data: LabelledData) -> Diagnosis:
-    """One pass per group and one for batch-norm, over at most :data:`MOST_SAMPLES` samples."""
-    data = data.take(slice(0, MOST_SAMPLES))
+    """The dense network once, every group's mask from where it first acts, and all masks together for batch-norm.
+
+    Over at most :data:`~mipprune.curvature.output_metric.ENOUGH` samples, spread over ``data``: more say nothing more
+    about where the loss comes from.
+    """
+    data = enough(data)
     dtype = next(p.dtype for p in graph.model.parameters() if p.is_floating_point())
-    device = data.targets.device
-    loss, accuracy = [], []
-    for group in graph.groups:
-        gates = torch.ones(graph.n_units, dtype=dtype)
-        gates[group.units] = torch.from_numpy(kept[group.units].copy()).to(dtype)
-        total, right = 0.0, 0
-        for part in data.batches():
-            logits = graph.program.run(part.inputs, gates.to(device))
-            total += float(F.cross_entropy(logits.double(), part.targets.long(), reduction="sum"))
-            right += int((logits.argmax(1) == part.targets).sum())
-        loss.append(total / len(data))
-        accuracy.append(right / len(data))
-    norms, shifts = _shifts(graph, torch.from_numpy(kept.copy()).to(device, dtype), data)
-    return Diagnosis(tuple(g.name for g in graph.groups), np.array(loss), np.array(accuracy), norms, np.array(shifts))
+    gates = torch.from_numpy(kept.copy()).to(data.targets.device, dtype)
+    program = graph.program
+    everything = {node.name for node in program.captured.nodes if not is_integer_node(node)}
+    loss, right = np.zeros(len(graph.groups)), np.zeros(len(graph.groups))
+    for part in data.batches(BATCH):
+        values = program.values(dict(zip(program.captured.inputs, part.inputs, strict=True)), everything)
+        for number, group in enumerate(graph.groups):
+            logits = values[program.captured.output.name]
+            if not kept[group.units].all():
+                logits = program.resume(part.inputs, values, group.units, gates)
+            loss[number] += float(F.cross_entropy(logits.double(), part.targets.long(), reduction="sum"))
+            right[number] += int((logits.argmax(1) == part.targets).sum())
+    norms, shifts = _shifts(graph, gates, data)
+    names = tuple(group.name for group in graph.groups)
+    return Diagnosis(names, loss / len(data), right / len(data), norms, np.array(shifts))
 
 
 def _shifts(graph: UnitGraph, gates: torch.Tensor, data: LabelledData) -> tuple[tuple[str, ...], list[float]]:

@@ -9,18 +9,17 @@ import numpy as np
 import torch
 from torch import fx
 
-from ..curvature.output_metric import enough, position_metrics
-from ..curvature.stream_basis import stream_basis
+from ..curvature.sensitivity import Sensitivity
 from ..game.data import LabelledData
-from ..graph import Layer, Program, Stream, UnitGraph, find_layers, find_streams
+from ..graph import Layer, Program, Stream, UnitGraph, find_layers
 from ..graph.capture import is_integer_node, shape_at
 from ..graph.layers import Grid
 from ..graph.values import batch_dim
 
 __all__ = ["DenseRun"]
 
-#: Of the metric over positions, and the share of the identity in it.
-TEMPERATURE, PROBES, ALIKE = 4.0, 2, 0.2
+#: Share of the identity in the metric over positions.
+ALIKE = 0.2
 #: How many times ``enough`` rows per column are left where samples are left out.  On a small transformer a sixteenth of
 #: the samples, 17 rows per column, makes the refitted network's divergence 1.5 to 2 times as large; positions cost 1%.
 PLENTY = 16
@@ -35,6 +34,7 @@ class DenseRun:
     Args:
         graph: the traced dense network.
         batch_size: samples at a time.
+        sensitivity: the network's, where it's known already; that of ``data`` by default.
 
     Attributes:
         data: what is fitted to.
@@ -54,9 +54,10 @@ class DenseRun:
 
     def __init__(
         self, graph: UnitGraph, data: LabelledData, batch_size: int = 256, enough: int | None = None,
-        judged: LabelledData | None = None,
+        judged: LabelledData | None = None, sensitivity: Sensitivity | None = None,
     ) -> None:
         program = graph.program
+        self.sensitivity = Sensitivity(graph, data) if sensitivity is None else sensitivity
         self.graph, self.data, self.enough = graph, data, enough
         self.layers = {layer.node.name: layer for layer in find_layers(program)}
         self.order = _execution_order(program, self.layers)
@@ -130,19 +131,13 @@ class DenseRun:
             self._columns[key] = layer.outputs(value, 1)[0].contiguous()
         return self._columns[key]
 
-    @functools.cached_property
-    def _metrics(self) -> dict[str, torch.Tensor]:
-        dims = {name: layer.channel_dim for name, layer in self.layers.items()}
-        dims |= {layer.total.name: layer.channel_dim for layer in self.layers.values() if layer.total is not None}
-        return position_metrics(self.graph, enough(self.data), dims, temperature=TEMPERATURE, probes=PROBES)
-
     def position_root(self, goal: fx.Node, layer: Layer, grid: Grid | None) -> torch.Tensor | None:
         """Square root (P, P) of the metric over the positions of ``grid`` that ``layer`` is fitted to ``goal`` at.
 
         Of :func:`~mipprune.curvature.output_metric.position_metrics`, blended with the identity: the smaller network's
         later layers aren't quite the dense one's.  ``None``: all alike.
         """
-        metric = self._metrics.get(goal.name)
+        metric = self.sensitivity.positions.get(goal.name)
         if metric is None:
             return None
         key = (goal.name, grid)
@@ -158,10 +153,10 @@ class DenseRun:
             self._roots[key] = root.to(self.logits.dtype)
         return self._roots[key]
 
-    @functools.cached_property
+    @property
     def streams(self) -> list[tuple[Stream, torch.Tensor]]:
-        """The residual streams and their directions (:func:`~mipprune.curvature.stream_basis`)."""
-        return [(stream, stream_basis(self.graph, self.data, stream)) for stream in find_streams(self.graph)]
+        """The residual streams and their directions."""
+        return self.sensitivity.streams
 
     @functools.cached_property
     def first_touched(self) -> np.ndarray:
