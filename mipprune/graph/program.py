@@ -110,7 +110,7 @@ class Program:
         reading = {node.name for node in suffix if self.reads(node.name, units)}
         own = torch.ones_like(gates)
         own[..., units] = gates[..., units]
-        env = dict(zip(self.captured.inputs, inputs, strict=True)) | values
+        env: dict[str, Any] = {**dict(zip(self.captured.inputs, inputs, strict=True)), **values}
         self._execute(suffix, env, self.dense_tensors(), len(inputs[0]), own, only=reading)
         return env[self.captured.output.name]
 
