@@ -1,4 +1,4 @@
-"""What makes refits cheap changes nothing, or says by how much: products, rows, ridges, networks built once."""
+"""What makes refits cheap changes nothing, or says by how much: rows, ridges, networks built once."""
 
 from __future__ import annotations
 
@@ -17,13 +17,6 @@ from mipprune.pruning.oracle import RefitOracle, softened_divergence
 from mipprune.pruning.repairing import Repairer
 from mipprune.repair import CutNetwork, DenseRun, refit_cut
 from mipprune.repair.dense import PLENTY
-from mipprune.repair.ridge import BLOCK, _gram
-
-
-@pytest.mark.parametrize("size", [1, BLOCK - 1, 2 * BLOCK - 1, 2 * BLOCK, 2 * BLOCK + 1, 5 * BLOCK + 7])
-def test_a_symmetric_product_block_by_block_is_the_product(size: int) -> None:
-    x = torch.randn(2, size, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
-    torch.testing.assert_close(_gram(x), x @ x.mT)
 
 
 class Convolutions(nn.Module):

@@ -53,7 +53,7 @@ class Jury:
         if not self._others and not self._large:
             self._others = [
                 RefitOracle(search.graph, search.data, search.unseen, lead.head, search.seed + k, lead.labels,
-                            ridges=lead.ridges)
+                            ridges=lead.ridges, sensitivity=lead.fit.sensitivity)
                 for k in (1, 2)
             ]
         return [lead, *self._others]
@@ -63,6 +63,7 @@ class Jury:
         if search.unseen is None or self._large:
             return lambda kept: float(np.mean([split.losses(kept).cross_entropy for split in self._splits()]))
         if self._whole is None:
-            self._whole = RefitOracle(search.graph, search.data, search.unseen, self._lead.head, whole=True)
+            self._whole = RefitOracle(search.graph, search.data, search.unseen, self._lead.head, whole=True,
+                                      sensitivity=self._lead.fit.sensitivity)
         whole = self._whole
         return lambda kept: whole.losses(kept).cross_entropy

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..curvature import Sensitivity
 from ..game import LabelledData
 from ..graph import UnitGraph
-from ..repair import CutNetwork, DenseRun, Sweep, fit_head
+from ..repair import DELIVERED, CutNetwork, DenseRun, Sweep, fit_head
 
 __all__ = ["MOST_MEMORY", "TEMPERATURE", "Losses", "RefitOracle", "softened_divergence"]
 
@@ -62,6 +63,7 @@ class RefitOracle:
     def __init__(
         self, graph: UnitGraph, data: LabelledData, unseen: LabelledData | None, head: bool = False, seed: int = 0,
         labels: bool = False, whole: bool = False, ridges: Mapping[str, torch.Tensor] = MappingProxyType({}),
+        sensitivity: Sensitivity | None = None,
     ) -> None:
         self.graph, self.head, self.labels = graph, head, labels
         if whole:
@@ -75,7 +77,10 @@ class RefitOracle:
                 inputs = tuple(torch.cat(pair) for pair in zip(rest.inputs, unseen.inputs, strict=True))
                 rest = LabelledData(inputs, torch.cat([rest.targets, unseen.targets]))
         self.targets = rest.targets
-        self.fit = DenseRun(graph, fit, ORACLE_BATCH, enough=None if whole else ENOUGH, judged=rest)
+        self.fit = DenseRun(
+            graph, fit, ORACLE_BATCH, DELIVERED if whole else ENOUGH, rest,
+            Sensitivity(graph, data) if sensitivity is None else sensitivity,
+        )
         self.ridges = ridges
         self._best: list[tuple[float, int, Sweep]] = []
         self._calls = 0

@@ -155,7 +155,7 @@ def prune(
         allow_empty = scarce and surrogate == "refit" and min_keep == 1
     graph, calibration, held_out = prepare(model, data, holdout, example_input, seed, ignore, allow_empty, units)
     unseen = None if validation is None else as_data(validation, graph, "validation data")
-    repairer = Repairer(graph, calibration, calibration if unseen is None else unseen, tuple(repair))
+    repairer = Repairer(graph, calibration, calibration if unseen is None else unseen, tuple(repair), seed)
     allowed = graph.units_of(layers) if layers is not None else np.ones(graph.n_units, dtype=bool)
     pinned = ~allowed | graph.units_of(pin)
     if not graph.groups:

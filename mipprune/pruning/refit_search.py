@@ -44,7 +44,8 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
     curves = search.refit_curves()
     may_empty = bool((search.floor == 0).any())
     heads = "head" in search.repairer.names
-    oracle = RefitOracle(search.graph, search.data, search.unseen, heads, search.seed, may_empty)
+    oracle = RefitOracle(search.graph, search.data, search.unseen, heads, search.seed, may_empty,
+                         sensitivity=search.repairer.sensitivity)
     oracle.settle(best.kept)
     widths = WidthSearch(curves, costs, limits, search.allowed, oracle, search.seed)
     trials = int(SEARCH_WORK / max(1, search.graph.macs(best.kept) * len(search.data)))

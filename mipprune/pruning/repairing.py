@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..curvature import Sensitivity
 from ..game import LabelledData
 from ..graph import UnitGraph
 from ..records import Record
 from ..repair import (
+    DELIVERED,
     MOST_WEIGHTS,
     CutNetwork,
     DenseRun,
@@ -33,9 +35,6 @@ from .oracle import softened_divergence
 __all__ = ["REPAIRS", "RepairStep", "Repairer"]
 
 REPAIRS = ("bn", "refit", "head", "lm")
-#: Rows per column of a layer that are enough for its refit, see :class:`~mipprune.repair.DenseRun`: of 3 networks and 3
-#: budgets, three seeds, the divergence after the refit rises by less than 2%.
-ENOUGH = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,16 +66,20 @@ class Repairer:
         data: what repairs are fitted to.
         judge: what decides whether a repair is taken: data that the repairs don't see, if there are any.
         names: the repairs, out of :data:`REPAIRS`; they run in that order.
+        seed: of what is sampled.
     """
 
-    def __init__(self, graph: UnitGraph, data: LabelledData, judge: LabelledData, names: Sequence[str]) -> None:
+    def __init__(
+        self, graph: UnitGraph, data: LabelledData, judge: LabelledData, names: Sequence[str], seed: int = 0
+    ) -> None:
         self.graph, self.data, self.judge, self.names = graph, data, judge, tuple(names)
+        self.sensitivity = Sensitivity(graph, data, seed)  # measured when first asked for, by a repair or by the search
         self._judging = "calibration data" if judge is data else "validation data"
 
     @functools.cached_property
     def dense(self) -> DenseRun:
         """The dense network's values on the data that repairs are fitted to."""
-        return DenseRun(self.graph, self.data, enough=ENOUGH)
+        return DenseRun(self.graph, self.data, enough=DELIVERED, sensitivity=self.sensitivity)
 
     @functools.cached_property
     def _dense_logits(self) -> torch.Tensor:

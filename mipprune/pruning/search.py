@@ -22,7 +22,6 @@ from ..solver import Recombination, SizeCurve, recombine, size_curves
 from ..surgery import PrunePlan
 from .measure import Quality, measure
 from .multiples import allowed_counts, least_counts, searched_counts, width_steps
-from .oracle import TEMPERATURE
 from .repairing import Repairer, RepairStep
 from .surrogates import layer_surrogates, refit_size_curves
 
@@ -175,13 +174,13 @@ class Searcher:
         """The refit-aware curve of every group around the dense network, computed once."""
         if self._refit_curves is None:
             self._refit_curves = refit_curves(
-                self.graph, self.data, pinned=self.pinned, temperature=TEMPERATURE, probes=2, seed=self.seed
+                self.graph, self.data, pinned=self.pinned, sensitivity=self.repairer.sensitivity
             )
         return self._refit_curves
 
     def predicted(self, kept: np.ndarray) -> float:
         """What the refit-aware surrogate says of any mask, in nats."""
-        errors = refit_errors(self.graph, self.data, kept, temperature=TEMPERATURE, probes=2, seed=self.seed)
+        errors = refit_errors(self.graph, self.data, kept, sensitivity=self.repairer.sensitivity)
         return float(errors.sum())
 
     def combine(self, curves: list[SizeCurve], **problem: object) -> Recombination:

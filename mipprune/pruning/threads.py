@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from threadpoolctl import threadpool_limits
 
 __all__ = ["SMALL", "threads_for"]
 
@@ -17,16 +18,17 @@ SMALL = 1e10
 
 @contextlib.contextmanager
 def threads_for(work: float) -> Iterator[None]:
-    """One of torch's threads inside if ``work``, in multiply-adds, is small; as many as before again afterwards.
+    """One thread of torch's and of numpy's BLAS inside if ``work``, in multiply-adds, is small; then as many as before.
 
-    The number is the whole process's: other Python threads that compute at the same time feel it.
+    The numbers are the whole process's: other Python threads that compute at the same time feel them.
     """
-    before = torch.get_num_threads()
-    if before == 1 or work >= SMALL:
+    if work >= SMALL:
         yield
         return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    before = torch.get_num_threads()
+    with threadpool_limits(1, user_api="blas"):
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
