@@ -11,14 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from ..curvature import Sensitivity
+from ..curvature.output_metric import TEMPERATURE
 from ..game import LabelledData
 from ..graph import UnitGraph
 from ..repair import DELIVERED, CutNetwork, DenseRun, Sweep, fit_head
 
-__all__ = ["MOST_MEMORY", "TEMPERATURE", "Losses", "RefitOracle", "softened_divergence"]
+__all__ = ["MOST_MEMORY", "Losses", "RefitOracle", "softened_divergence"]
 
-#: Softens the logits that networks are compared by: the wrong classes' ranking counts, not only the winner.
-TEMPERATURE = 4.0
 #: Steps of the head's fit in the oracle; it is convex, starts at the refit's weights, and has settled by then.
 HEAD_STEPS = 6
 #: The oracle's samples per batch, and rows per column of a layer.
@@ -106,7 +105,7 @@ class RefitOracle:
 
     @torch.no_grad()
     def _repaired(self, cut: CutNetwork) -> tuple[Losses, Sweep]:
-        before = max((old for _, _, old in self._best), key=lambda old: old.shared(cut), default=None)
+        before = [old for _, _, old in self._best]
         sweep = Sweep(cut, self.fit, before=before, remember=True, ridges=self.ridges)
         sweep.run()
         losses = self._losses(self._logits(cut, sweep))

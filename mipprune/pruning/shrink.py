@@ -26,7 +26,10 @@ class RiseOracle(RefitOracle):
     """
 
     def __init__(self, search: Searcher) -> None:
-        super().__init__(search.graph, search.data, search.unseen, "head" in search.repairer.names, search.seed)
+        super().__init__(
+            search.graph, search.data, search.unseen, "head" in search.repairer.names, search.seed,
+            sensitivity=search.repairer.sensitivity,
+        )
         self._dense = self._losses(self.fit.judged_logits).cross_entropy
 
     def _loss(self, losses: Losses) -> float:
@@ -43,6 +46,7 @@ def shrink(search: Searcher, oracle: RiseOracle, best: Candidate, nats: float, m
     search.tick("shrinking")
     costs = search.graph.costs
     allowed = search.truth(np.ones(search.graph.n_units, dtype=bool)).loss + nats
+    oracle.settle(best.kept)
     widths = WidthSearch(search.refit_curves(), costs, {}, search.allowed, oracle, search.seed)
     exchange = UnitExchange(widths, search.pinned, search.seed, [stream.group for stream, _ in oracle.fit.streams])
     kept, cost, left = best.kept, costs.cost(minimize, costs.counts(best.kept)), TRIALS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -40,8 +40,8 @@ class Sweep:
         dense: the dense network's values on the same data.
         ridge: relative damping; by default generalised cross-validation chooses one per layer.
         ridges: by layer name, instead of cross-validation, which costs several times as much as the fit itself.
-        before: a finished sweep over the same :class:`DenseRun`; what comes before the first operation that the two
-            masks differ in is taken from it.
+        before: finished sweeps over the same :class:`DenseRun`; what comes before the first operation that the masks
+            differ in is taken from the one that has most of it.
         remember: keep what the next sweep needs for that.
 
     Attributes:
@@ -51,7 +51,7 @@ class Sweep:
     """
 
     def __init__(
-        self, cut: CutNetwork, dense: DenseRun, ridge: float | None = None, before: Sweep | None = None,
+        self, cut: CutNetwork, dense: DenseRun, ridge: float | None = None, before: Sequence[Sweep] = (),
         remember: bool = False, ridges: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> None:
         self.cut, self.dense, self.ridge, self.remember = cut, dense, ridge, remember
@@ -64,7 +64,7 @@ class Sweep:
         self.states: dict[int, _State] = {}
         self.goals = find_goals(cut, dense)
         self.projections = project_streams(cut, dense)  # node of a writer's weight -> (count, n)
-        self.start = 0 if before is None else self._resume(before)
+        self.start = self._resume(max(before, key=self._shared)) if before else 0
         output = cut.graph.program.captured.output.name
         self._stay = {output} | ({dense.layers[output].data} if output in dense.layers else set())
 
@@ -78,21 +78,21 @@ class Sweep:
             self._visit(self.dense.order[at])
         return self.changed
 
-    def shared(self, cut: CutNetwork) -> int:
-        """How many operations a sweep of ``cut`` could take over from this one."""
-        groups = self.cut.graph.costs.group_of_unit[self.cut.kept != cut.kept]
-        start = int(self.dense.first_touched[groups].min(initial=len(self.dense.order)))
-        for name, _ in find_goals(cut, self.dense).items() ^ self.goals.items():
-            start = min(start, self.dense.place[name])
-        return max((at for at in self.states if at <= start), default=0)
-
     def memory(self) -> int:
         """Bytes of the values that are remembered."""
         values = [v for state in self.states.values() for env in state.envs for v in env.values()]
         return sum({id(v): v.nbytes for v in values if isinstance(v, torch.Tensor)}.values())
 
+    def _shared(self, before: Sweep) -> int:
+        """How many operations may be taken from a finished sweep."""
+        groups = self.cut.graph.costs.group_of_unit[self.cut.kept != before.cut.kept]
+        start = int(self.dense.first_touched[groups].min(initial=len(self.dense.order)))
+        for name, _ in self.goals.items() ^ before.goals.items():
+            start = min(start, self.dense.place[name])
+        return max((at for at in before.states if at <= start), default=0)
+
     def _resume(self, before: Sweep) -> int:
-        start = before.shared(self.cut)
+        start = self._shared(before)
         if start == 0:
             return 0
         self.states = {at: state for at, state in before.states.items() if at <= start}
