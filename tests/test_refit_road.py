@@ -311,7 +311,7 @@ class TinyResNet(nn.Module):
 
 
 def test_interrupted_while_searching_widths(mlp: nn.Module, digits_flat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop(*_: Any) -> Any:
+    def stop(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(refit_search, "RefitOracle", stop)
