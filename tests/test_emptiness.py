@@ -14,7 +14,7 @@ import mipprune as mp
 from mipprune.errors import PlanError
 from mipprune.game import LabelledData
 from mipprune.repair import CutNetwork, recalibrate_batch_norm, refit
-from mipprune.surgery import PrunePlan, load, save
+from mipprune.surgery import PrunePlan, empty, load, save
 from mipprune.surgery.trial import Trial
 from mipprune.surgery.verify import first_tensor
 from mipprune.testing.architectures import ARCHITECTURES
@@ -52,8 +52,10 @@ def emptied(graph: mp.UnitGraph, seed: int) -> np.ndarray:
     return kept
 
 
+@pytest.mark.parametrize("small", [0, empty.SMALL])  # run without numbers, and as it is
 @cases
-def test_harmless_groups(case: NetworkCase) -> None:
+def test_harmless_groups(case: NetworkCase, small: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(empty, "SMALL", small)
     graph = emptiable(case)[2]
     assert [g.name for g in graph.groups if g.fewest == 0] == EMPTIABLE[case.name]
     assert all(g.needed for g in graph.groups if g.fewest)

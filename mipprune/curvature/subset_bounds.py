@@ -12,10 +12,9 @@ from .positive import above_largest, factor, inverse, solve_factored
 
 __all__ = ["Regression", "least_errors", "single_errors"]
 
-#: Shares of the units kept that the relaxation is solved for; its tangents hold at all others too.
-SHARES = (0.8, 0.4, 0.1)
-#: Steps of alternation towards the relaxation's optimum at each of them.
-STEPS = 3
+#: Shares of the units kept that the tangents are made at, one after another; they hold at all others too.  The first
+#: steps settle the gates, after which one step of alternation follows the relaxation's optimum from share to share.
+SHARES = (0.8, 0.8, 0.8, 0.6, 0.4, 0.2)
 #: Multiplications that the relaxation may take; wider layers get fewer tangents.
 MOST_WORK = 2e10
 #: Least gate: the relaxation divides by them.
@@ -60,7 +59,7 @@ def least_errors(regressions: Sequence[Regression], n_units: int) -> np.ndarray:
       regressions bounds all masks, and over masks of k units its least is a sum of k smallest slopes.  Where inputs are
       independent D = S, and the bound is exact.
 
-    O((n b)^3) per regression and tangent, of which there are at most ``len(SHARES) * STEPS``.
+    O((n b)^3) per regression and tangent, of which there are at most ``len(SHARES)``.
     """
     kept = np.arange(n_units, -1, -1)
     best = np.zeros(n_units + 1)
@@ -95,14 +94,13 @@ def _tangents(relaxed: Sequence[_Relaxation], n_units: int) -> Iterator[tuple[fl
     """Value at z = 0 and slopes of tangents of F, near its least points over the gates of a given sum."""
     affordable = int(MOST_WORK / sum(len(one.covariance) ** 3 for one in relaxed))
     gates = np.ones(n_units)
-    for share in SHARES[: -(-affordable // STEPS)]:
+    for share in SHARES[:affordable]:
         count = max(1.0, share * n_units)
         gates = np.clip(gates * count / gates.sum(), LEAST_GATE, 1.0)
-        for _ in range(STEPS):
-            values, squares = zip(*(one.at(gates) for one in relaxed), strict=True)
-            slope = -sum(squares) / gates**2
-            yield sum(values) - float(slope @ gates), slope
-            gates = _share_out(np.sqrt(sum(squares)), count)
+        values, squares = zip(*(one.at(gates) for one in relaxed), strict=True)
+        slope = -sum(squares) / gates**2
+        yield sum(values) - float(slope @ gates), slope
+        gates = _share_out(np.sqrt(sum(squares)), count)
 
 
 class _Relaxation:

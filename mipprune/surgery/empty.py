@@ -16,6 +16,10 @@ from .trial import Trial
 
 __all__ = ["allow_empty"]
 
+#: Multiply-adds per sample, and ten times the parameters, up to which a network is faster cut and run as it is than
+#: without numbers, which is all Python.
+SMALL = 1e8
+
 
 def allow_empty(graph: UnitGraph, example_input: torch.Tensor | tuple[torch.Tensor, ...]) -> UnitGraph:
     """The same graph, whose groups may lose every unit wherever that is harmless: ``group.fewest`` is 0 there.
@@ -24,14 +28,14 @@ def allow_empty(graph: UnitGraph, example_input: torch.Tensor | tuple[torch.Tens
     attention, the feed-forward width.  An emptied branch adds a constant, the bias of its last layer (which repairs set
     to the branch's mean), and costs no multiply-adds (:func:`mipprune.coarsen` removes branches without a trace).  The
     groups may also be emptied all together: the network is cut so, must agree with the masked one on ``example_input``
-    and tell two inputs apart.  Each alone has to run at width 0, which is tried on the ``meta`` device.  Where either
-    fails, ``group.needed`` says why one unit stays.
+    and tell two inputs apart.  Each alone has to run at width 0, which is tried on the ``meta`` device if the network
+    is large.  Where either fails, ``group.needed`` says why one unit stays.
 
     Args:
         graph: of :func:`mipprune.trace`; it isn't changed.
         example_input: a tensor or a tuple of tensors, as for ``trace``; one sample is enough.
 
-    Costs one surgery and a few forward passes, a forward pass without arithmetic per candidate group, and about
+    Costs one surgery and a few forward passes, a surgery and a cheap forward pass per candidate group, and about
     log2(groups) more surgeries for each group that can't be emptied.
     """
     graph.require_fine("allow_empty")
@@ -91,7 +95,7 @@ def _with_fewest(graph: UnitGraph, empty: set[int], reasons: dict[int, str]) -> 
 
 
 class _DryRun:
-    """The network without numbers (on the ``meta`` device), cut at no cost to see whether its code runs."""
+    """The network cut at little cost to see whether its code runs: without numbers (on ``meta``) where it's large."""
 
     def __init__(self, graph: UnitGraph, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self.graph, self.model, self.inputs = graph, model, inputs
@@ -99,6 +103,8 @@ class _DryRun:
     @classmethod
     def of(cls, graph: UnitGraph, example: tuple[torch.Tensor, ...]) -> _DryRun | None:
         """``None`` where the dense network doesn't run like that (it looks at values, or keeps loose tensors)."""
+        if max(graph.macs(), 10 * graph.params()) <= SMALL:
+            return cls(graph, graph.model, example)
         tensors = [*graph.model.parameters(), *graph.model.buffers()]
         hollow = {id(t): t.detach().to("meta") for t in tensors}
         for parameter in graph.model.parameters():
