@@ -67,23 +67,20 @@ class UnitExchange:
         kept, widths = kept.copy(), self.widths
         counts = self._counts(kept)
         while not widths.fits(counts):
-            options = []
-            for g, curve in enumerate(widths.curves):
+            steps, leaving = [], []
+            for g, allowed in enumerate(widths.allowed):
                 out = [u for u in self._by_rank(g) if kept[u] and not self.pinned[u]]
-                narrower = widths.allowed[g][widths.allowed[g] < counts[g]]
-                if not len(narrower) or len(out) < counts[g] - narrower[-1]:
-                    continue
-                less = counts.copy()
-                less[g] = narrower[-1]
-                size = len(curve.order)
-                loss = curve.error[size - less[g]] - curve.error[size - counts[g]]
-                saved = sum(widths.costs.cost(r, counts) - widths.costs.cost(r, less) for r in widths.limits)
-                options.append((loss / max(saved, 1), g, out[: counts[g] - less[g]]))
-            if not options:
+                narrower = allowed[allowed < counts[g]]
+                if len(narrower) and len(out) >= counts[g] - narrower[-1]:
+                    steps.append((g, int(narrower[-1])))
+                    leaving.append(out[: counts[g] - narrower[-1]])
+            if not steps:
                 return None
-            _, g, out = min(options, key=lambda option: option[:2])
-            kept[out] = False
-            counts[g] -= len(out)
+            now, then = widths.priced(counts, steps)
+            losses = [widths.rise(g, counts[g], width) for g, width in steps]
+            best = int(np.argmin(losses / np.maximum((now - then).sum(1), 1)))
+            kept[leaving[best]] = False
+            counts[steps[best][0]] = steps[best][1]
         return kept
 
     def moved(self, kept: np.ndarray) -> np.ndarray | None:

@@ -108,21 +108,17 @@ class WidthSearch:
         """
         least = [widths[0] if g in empty else widths[widths > 0][0] for g, widths in enumerate(self.allowed)]
         counts = np.array([0 if g in empty else w[-1] for g, w in enumerate(self.allowed)], dtype=np.int64)
+        limits = np.array([*self.limits.values()])
         while not self.fits(counts):
-            options = []
-            for g, curve in enumerate(self.curves):
-                lower = self.allowed[g][(self.allowed[g] <= counts[g] - max(1, counts[g] // 24))]
-                lower = lower[lower >= least[g]]
-                if g in empty or len(lower) == 0:
-                    continue
-                fewer = counts.copy()
-                fewer[g] = lower[-1]
-                size = len(curve.order)
-                loss = curve.error[size - fewer[g]] - curve.error[size - counts[g]]
-                saved = sum(self.costs.cost(r, counts) - self.costs.cost(r, fewer)
-                            for r, limit in self.limits.items() if self.costs.cost(r, counts) > limit)
-                if saved > 0:
-                    options.append((loss / saved, g, int(fewer[g])))
+            steps = []
+            for g, widths in enumerate(self.allowed):
+                lower = widths[(widths <= counts[g] - max(1, counts[g] // 24)) & (widths >= least[g])]
+                if g not in empty and len(lower):
+                    steps.append((g, int(lower[-1])))
+            now, then = self.priced(counts, steps)
+            saved = ((now - then) * (now > limits)).sum(1)
+            options = [(self.rise(g, counts[g], width) / save, g, width)
+                       for (g, width), save in zip(steps, saved, strict=True) if save > 0]
             if not options:
                 return None
             _, g, width = min(options)
@@ -135,21 +131,32 @@ class WidthSearch:
         Groups that were emptied stay empty.
         """
         counts = counts.copy()
+        limits = np.array([*self.limits.values()])
         while True:
-            options = []
-            for g, curve in enumerate(self.curves):
-                more = counts.copy()
-                more[g] = self._next(g, counts[g])
-                gone = counts[g] == 0 and self.allowed[g][0] == 0
-                if not gone and more[g] > counts[g] and self.fits(more):
-                    size = len(curve.order)
-                    gain = curve.error[size - counts[g]] - curve.error[size - more[g]]
-                    price = sum(self.costs.cost(r, more) - self.costs.cost(r, counts) for r in self.limits)
-                    options.append((-gain / max(price, 1), g))
+            steps = [(g, wider) for g, k in enumerate(counts)
+                     if (k > 0 or self.allowed[g][0] > 0) and (wider := self._next(g, k)) > k]
+            now, then = self.priced(counts, steps)
+            options = [(self.rise(g, counts[g], width) / max(price, 1), g)
+                       for (g, width), price, fits in
+                       zip(steps, (then - now).sum(1), np.all(then <= limits, 1), strict=True) if fits]
             if not options:
                 return counts
             best = min(options)[1]
             counts[best] = self._next(best, counts[best])
+
+    def priced(self, counts: np.ndarray, steps: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Costs of the limited resources: int64 (R,) at ``counts``, and (S, R) after each ``(group, width)`` alone."""
+        rows = np.repeat(counts[None], len(steps) + 1, 0)
+        for at, (group, width) in enumerate(steps, 1):
+            rows[at, group] = width
+        found = np.array([self.costs[r].of_counts(rows) for r in self.limits], dtype=np.int64)
+        found = found.reshape(len(self.limits), len(rows)).T
+        return found[0], found[1:]
+
+    def rise(self, group: int, before: int, after: int) -> float:
+        """What the curve says of a change of one group's width, in nats."""
+        curve = self.curves[group]
+        return float(curve.error[len(curve.order) - after] - curve.error[len(curve.order) - before])
 
     def fits(self, counts: np.ndarray) -> bool:
         """Whether the limits allow these widths."""
