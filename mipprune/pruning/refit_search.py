@@ -21,8 +21,9 @@ from .widths import WidthSearch
 __all__ = ["search_widths"]
 
 #: Networks that the searches repair and measure: as many as this many multiply-adds (of the smaller network, on all
-#: samples) pay for, within a range.
-SEARCH_WORK, FEWEST_TRIALS, MOST_TRIALS = 4e9, 12, 60
+#: samples) pay for, within a range, and no more than so many for every two groups that can exchange units, and so many
+#: more where groups may be emptied.
+SEARCH_WORK, FEWEST_TRIALS, MOST_TRIALS, TRIALS_PER_PAIR, EMPTY_TRIALS = 4e9, 12, 60, 2, 20
 #: The share of them that goes to choices of groups to empty, and to widths; the rest is for exchanges of units.  On
 #: three small networks the first two took 10 to 50% off the divergence, as many exchanges 3 to 10% more.
 PATTERN_SHARE, WIDTH_SHARE = 0.2, 0.6
@@ -50,7 +51,9 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
     oracle.settle(best.kept)
     widths = WidthSearch(curves, costs, limits, search.allowed, oracle, search.seed)
     trials = int(SEARCH_WORK / max(1, search.graph.macs(best.kept) * len(search.data)))
-    trials = min(max(trials, FEWEST_TRIALS), MOST_TRIALS)
+    pairs = len(curves) * (len(curves) - 1)
+    trials = min(trials, MOST_TRIALS, TRIALS_PER_PAIR * pairs + (EMPTY_TRIALS if may_empty else 0))
+    trials = max(trials, FEWEST_TRIALS)
     fits = widths.fits(costs.counts(plain))  # not where a latency limit was tightened since
     widths.judge(costs.counts(best.kept))
     if fits:
