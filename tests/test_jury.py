@@ -97,18 +97,11 @@ def test_where_memory_is_short_the_first_split_judges_alone(
 
 
 def test_masks_of_one_structure_meet_first(searcher: Any) -> None:
-    some = masks(searcher.graph, 3)
+    some = masks(searcher.graph, 4)
     for kept in some[:2]:
         kept[:8] = False
-    met: list[int] = []
-
-    class Counting:
-        def best(self, alike: list[np.ndarray]) -> np.ndarray:
-            met.append(len(alike))
-            return alike[-1]
-
-    found = list(_by_emptied(searcher.graph.costs, some, Counting()))  # type: ignore[arg-type]
-    assert met == [2, 1]
+    loss = {id(kept): value for kept, value in zip(some, (2.0, 1.0, 3.0, 4.0), strict=True)}
+    found = list(_by_emptied(searcher.graph.costs, some, lambda kept: loss[id(kept)]))
     assert [found[0] is some[1], found[1] is some[2]] == [True, True]
 
 

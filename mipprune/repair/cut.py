@@ -37,6 +37,7 @@ class CutNetwork:
         self.graph = graph
         self.kept = np.array(kept, dtype=bool)  # a copy: later networks are compared with it
         self._names = graph.program.captured.tensors
+        self._indices: dict[bytes, torch.Tensor] = {}
         leaving = [b for unit, stays in zip(graph.coarse, self.kept.tolist()) if not stays for b in unit.branches]
         self.dead = frozenset(node for branch in leaving for node in branch.nodes)
         cuts: dict[str, list[tuple[int, np.ndarray]]] = {}
@@ -64,7 +65,10 @@ class CutNetwork:
         self._skips = {branch.add.name: branch.skip for branch in leaving}
 
     def _index(self, units: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.flatnonzero(np.where(units < 0, True, self.kept[units])))
+        key = units.tobytes()  # many tensors lie along the same units
+        if key not in self._indices:
+            self._indices[key] = torch.from_numpy(np.flatnonzero(np.where(units < 0, True, self.kept[units])))
+        return self._indices[key]
 
     def kept_index(self, node: str, dim: int) -> torch.Tensor | None:
         """Which indices of dimension ``dim`` of the tensor ``node`` stay (int64); ``None`` if all do."""
