@@ -126,7 +126,7 @@ def _patches(
 
 
 def _padded(x: torch.Tensor, pad: list[int]) -> torch.Tensor:
-    """``x`` (N, C, ...) with zeros around the dimensions behind C, as ``F.pad`` counts them: (C, ..., N), contiguous."""
+    """``x`` (N, C, ...) with zeros around the dimensions behind C, counted as by ``F.pad``: (C, ..., N), contiguous."""
     x = x.flatten(1).T.contiguous().reshape(*x.shape[1:], len(x))  # a plain transpose is copied by blocks
     return F.pad(x, [0, 0, *pad]).contiguous() if any(pad) else x
 
