@@ -15,6 +15,7 @@ from mipprune.curvature.sensitivity import Sensitivity
 from mipprune.curvature.stream_basis import stream_basis
 from mipprune.game import LabelledData, as_data
 from mipprune.graph import UnitGraph, find_layers, find_streams
+from mipprune.graph.layers import _padded
 from mipprune.repair import DenseRun
 
 
@@ -121,3 +122,12 @@ def test_steps_leave_enough_rows_and_parts_cover_every_position(samples: int, st
     parts = list(_parts(torch.arange(100), layer, step))
     assert sorted(int(i) for part, _ in parts for i in part) == list(range(100))
     assert len({grid for _, grid in parts}) == step**2
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (5, 0, 4, 4), (1, 2, 1, 1), (5, 3, 7), (2, 3, 4, 5, 6)])
+def test_padding_moves_samples_last(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    for pad in ([1, 2] * (len(shape) - 2), [0, 0] * (len(shape) - 2)):
+        found = _padded(x, pad)
+        assert torch.equal(found, nn.functional.pad(x, pad).movedim(0, -1))
+        assert found.is_contiguous()

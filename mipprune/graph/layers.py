@@ -109,7 +109,7 @@ def _patches(
 
     Samples run fastest, so that every window is copied in long runs.
     """
-    x = F.pad(x, pad).movedim(0, -1).contiguous()
+    x = _padded(x, pad)
     size = [(x.shape[1 + d] - dilation[d] * (k - 1) - 1) // stride[d] + 1 for d, k in enumerate(kernel)]
     steps = x.stride()[1:-1]
     offset = 0
@@ -123,6 +123,12 @@ def _patches(
         x.storage_offset() + offset,
     )
     return view.reshape(len(x), kernel.numel(), -1)
+
+
+def _padded(x: torch.Tensor, pad: list[int]) -> torch.Tensor:
+    """``x`` (N, C, ...) with zeros around the dimensions behind C, counted as by ``F.pad``: (C, ..., N), contiguous."""
+    x = x.flatten(1).T.contiguous().reshape(*x.shape[1:], len(x))  # a plain transpose is copied by blocks
+    return F.pad(x, [0, 0, *pad]).contiguous() if any(pad) else x
 
 
 def find_layers(program: Program) -> list[Layer]:
