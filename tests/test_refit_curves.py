@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import mipprune as mp
-from mipprune.curvature import output_metrics, refit_curves, refit_errors
+from mipprune.curvature import RefitModel, output_metrics, refit_curves
 from mipprune.game import LabelledData, as_data
 from mipprune.graph import UnitGraph, find_layers, trace
 
@@ -77,7 +77,7 @@ def test_curves_are_least_squares_errors() -> None:
         empty = float((metric @ (whole @ whole.T)).trace() / x.shape[1] / 2)
         assert curve.error[n] == pytest.approx(empty, rel=1e-4)
         mixed = np.random.default_rng(0).random(graph.n_units) < 0.5
-        found = refit_errors(graph, data, mixed, ridge=1e-9)[graph.groups.index(group)]
+        found = RefitModel(graph, data, ridge=1e-9).errors(mixed)[graph.groups.index(group)]
         assert found == pytest.approx(error(mixed[group.units]), rel=1e-4, abs=1e-10)
 
 

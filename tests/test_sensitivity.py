@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import mipprune as mp
-from mipprune.curvature import output_metrics, refit_curves, refit_errors
+from mipprune.curvature import RefitModel, output_metrics, refit_curves
 from mipprune.curvature.input_covariance import _parts, _step, input_covariances
 from mipprune.curvature.output_metric import ENOUGH, PROBES, TEMPERATURE, enough, position_metrics
 from mipprune.curvature.sensitivity import Sensitivity
@@ -77,7 +77,7 @@ def test_dense_runs_and_curves_take_what_is_known() -> None:
     kept = np.ones(graph.n_units, dtype=bool)
     for group, curve in zip(graph.groups, curves, strict=True):
         kept[group.units] = curve.mask(group.size - 2)
-    found = refit_errors(graph, data, kept, sensitivity=known)
+    found = RefitModel(graph, data, sensitivity=known).errors(kept)
     np.testing.assert_allclose(found, [curve.error[2] for curve in curves], rtol=1e-8)
     measured = refit_curves(graph, data, temperature=TEMPERATURE, probes=PROBES)  # the same metrics, on few samples
     for curve, other in zip(curves, measured, strict=True):

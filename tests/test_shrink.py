@@ -81,7 +81,7 @@ def test_shrinking_saves_and_stays_within_both_measures(searcher: search.Searche
     assert last.objective == cost(searcher.graph, found.kept)
     assert last.bound <= last.objective
     assert last.max_drop is not None
-    assert last.surrogate_drop == pytest.approx(searcher.predicted(found.kept))
+    assert last.surrogate_drop == pytest.approx(float(searcher.refit_model.errors(found.kept).sum()))
     assert last.surrogate_drop <= last.max_drop
     assert last.true_drop == pytest.approx(found.quality.loss - dense)
 
@@ -108,7 +108,7 @@ def test_where_nothing_smaller_passes_the_start_stays(
 def test_pinned_units_stay(searcher: search.Searcher, start: search.Candidate) -> None:
     pinned = np.zeros(searcher.graph.n_units, dtype=bool)
     pinned[np.flatnonzero(start.kept)[::2]] = True
-    held = dataclasses.replace(searcher, pinned=pinned, _refit_curves=None)
+    held = dataclasses.replace(searcher, pinned=pinned)
     found = shrink.shrink(held, shrink.RiseOracle(held), start, NATS, "units")
     assert found.kept[pinned].all()
     assert found.kept.sum() < start.kept.sum()

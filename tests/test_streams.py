@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import mipprune as mp
-from mipprune.curvature import refit_curves, refit_errors
+from mipprune.curvature import RefitModel, refit_curves
 from mipprune.curvature.stream_basis import projected_errors, stream_basis, stream_projection
 from mipprune.game import as_data
 from mipprune.graph import UnitGraph, find_streams
@@ -128,6 +128,6 @@ def test_only_the_number_of_a_streams_units_counts() -> None:
         cut = CutNetwork(graph, kept)
         refit_cut(cut, dense)
         outputs.append(cut.run((x,)))
-        errors.append(refit_errors(graph, data, kept)[stream.group])
+        errors.append(RefitModel(graph, data).errors(kept)[stream.group])
     torch.testing.assert_close(*outputs)
     assert errors[0] == errors[1] == refit_curves(graph, data)[stream.group].error[4]

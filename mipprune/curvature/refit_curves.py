@@ -18,7 +18,7 @@ from .sensitivity import Sensitivity
 from .stream_basis import projected_errors
 from .subset_bounds import Regression, least_errors
 
-__all__ = ["RefitCurve", "refit_curves", "refit_errors"]
+__all__ = ["RefitCurve", "RefitModel", "refit_curves"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,11 +61,8 @@ class _Reader:
         return Regression(self.inverse[block], self.weight[:, own], self.covariance[block] if alone else None)
 
 
-def refit_curves(
-    graph: UnitGraph, data: LabelledData, *, pinned: np.ndarray | None = None, ridge: float = 1e-4,
-    temperature: float = 1.0, probes: int | None = None, seed: int = 0, sensitivity: Sensitivity | None = None,
-) -> list[RefitCurve]:
-    """One curve per group of ``graph``.
+class RefitModel:
+    """What removals cost once the layers that read the units are refitted, from one measurement of the network.
 
     With W the dense weights of a reader, G the centred covariance of its inputs and M its output metric
     (:func:`output_metrics`), removing the inputs R and refitting the others costs::
@@ -81,75 +78,84 @@ def refit_curves(
     Args:
         graph: the traced network.
         data: calibration samples; targets aren't used.
-        pinned: bool (n_units,), units that stay; they come last in ``order``.
         ridge: added to G's diagonal, relative to its mean.
         temperature: t of the softened KL divergence, which is multiplied by t^2 as in distillation.
         probes, seed: of the output metrics, see :func:`output_metrics`.
         sensitivity: what is known already of the network; its metrics are taken, whatever the three before say.
+
+    Raises:
+        ConfigError: the graph's units are whole branches.
     """
-    graph.require_fine("a refit-aware curve")
-    pinned = np.zeros(graph.n_units, dtype=bool) if pinned is None else pinned
-    readers = _measured(graph, data, ridge, temperature, probes, seed, sensitivity)
-    curves = [_eliminate(g, readers[i], pinned[g.units]) for i, g in enumerate(graph.groups)]
-    for number, error in _stream_errors(graph, data, readers, sensitivity).items():
-        curves[number] = dataclasses.replace(curves[number], error=frozen_array(error), lower=frozen_array(error))
-    return curves
+
+    def __init__(
+        self, graph: UnitGraph, data: LabelledData, *, ridge: float = 1e-4, temperature: float = 1.0,
+        probes: int | None = None, seed: int = 0, sensitivity: Sensitivity | None = None,
+    ) -> None:
+        graph.require_fine("a refit-aware curve")
+        self.graph = graph
+        layers = [layer for layer in find_layers(graph.program) if layer.groups == 1]
+        if sensitivity is None:
+            sensitivity = Sensitivity(graph, data)
+            metrics = output_metrics(graph, data, layers, temperature=temperature, probes=probes, seed=seed)
+            metrics = {name: temperature**2 * metric for name, metric in metrics.items()}
+        else:
+            metrics = sensitivity.outputs
+        self._readers = _readers(graph, data, layers, metrics, ridge)
+        self._streams = self._stream_errors(sensitivity)
+
+    def curves(self, pinned: np.ndarray | None = None) -> list[RefitCurve]:
+        """One curve per group; ``pinned`` units, bool (n_units,), come last in its ``order``."""
+        graph = self.graph
+        pinned = np.zeros(graph.n_units, dtype=bool) if pinned is None else pinned
+        curves = [_eliminate(g, self._readers[i], pinned[g.units]) for i, g in enumerate(graph.groups)]
+        for number, error in self._streams.items():
+            curves[number] = dataclasses.replace(curves[number], error=frozen_array(error), lower=frozen_array(error))
+        return curves
+
+    def errors(self, kept: np.ndarray) -> np.ndarray:
+        """The predicted KL of a mask that isn't on the curves, every group taken apart: float64 (groups,), in nats."""
+        out = np.zeros(len(self.graph.groups))
+        for i, group in enumerate(self.graph.groups):
+            if i in self._streams:
+                out[i] = self._streams[i][int((~kept[group.units]).sum())]
+                continue
+            for reader in self._readers[i]:
+                gone = reader.columns[~kept[group.units]].ravel()
+                own = reader.weight[:, gone].T
+                out[i] += (own * np.linalg.solve(reader.inverse[np.ix_(gone, gone)], own)).sum()
+        return out
+
+    def _stream_errors(self, sensitivity: Sensitivity) -> dict[int, np.ndarray]:
+        """Number of a stream's group -> predicted KL (n + 1,) once r of its units are gone."""
+        tensors = self.graph.program.dense_tensors()
+        out = {}
+        for stream, directions in sensitivity.streams:
+            size = self.graph.groups[stream.group].size
+            basis = directions.cpu().numpy()
+            total = np.zeros(size + 1)
+            for reader in self._readers[stream.group]:
+                weight = named_arguments(stream.readers[reader.layer]).get("weight")
+                gain = np.ones(size) if weight is None else tensors[weight.name].double().cpu().numpy()
+                gain = np.where(np.abs(gain) < 1e-6, 1e-6, gain)
+                total += projected_errors(reader.covariance, reader.weight.T @ reader.weight, gain, basis)
+            out[stream.group] = np.maximum.accumulate(total[::-1])
+        return out
 
 
-def refit_errors(
-    graph: UnitGraph, data: LabelledData, kept: np.ndarray, *, ridge: float = 1e-4, temperature: float = 1.0,
-    probes: int | None = None, seed: int = 0, sensitivity: Sensitivity | None = None,
-) -> np.ndarray:
-    """The predicted KL of :func:`refit_curves` for a mask that isn't on the curves: float64 (groups,), in nats.
+def refit_curves(
+    graph: UnitGraph, data: LabelledData, *, pinned: np.ndarray | None = None, ridge: float = 1e-4,
+    temperature: float = 1.0, probes: int | None = None, seed: int = 0, sensitivity: Sensitivity | None = None,
+) -> list[RefitCurve]:
+    """The curves of a :class:`RefitModel`, one per group of ``graph``.
 
     Args:
-        kept: bool (n_units,); every group is taken apart, as the curves do.
-        graph, data, ridge, temperature, probes, seed, sensitivity: as in :func:`refit_curves`.
+        pinned: bool (n_units,), units that stay; they come last in ``order``.
+        graph, data, ridge, temperature, probes, seed, sensitivity: as for :class:`RefitModel`.
     """
-    graph.require_fine("a refit-aware curve")
-    out = np.zeros(len(graph.groups))
-    readers = _measured(graph, data, ridge, temperature, probes, seed, sensitivity)
-    streams = _stream_errors(graph, data, readers, sensitivity)
-    for i, group in enumerate(graph.groups):
-        if i in streams:
-            out[i] = streams[i][int((~kept[group.units]).sum())]
-            continue
-        for reader in readers[i]:
-            gone = reader.columns[~kept[group.units]].ravel()
-            own = reader.weight[:, gone].T
-            out[i] += (own * np.linalg.solve(reader.inverse[np.ix_(gone, gone)], own)).sum()
-    return out
-
-
-def _stream_errors(
-    graph: UnitGraph, data: LabelledData, readers: list[list[_Reader]], sensitivity: Sensitivity | None
-) -> dict[int, np.ndarray]:
-    """Number of a stream's group -> predicted KL (n + 1,) once r of its units are gone."""
-    tensors = graph.program.dense_tensors()
-    out = {}
-    for stream, directions in (Sensitivity(graph, data) if sensitivity is None else sensitivity).streams:
-        size = graph.groups[stream.group].size
-        basis = directions.cpu().numpy()
-        total = np.zeros(size + 1)
-        for reader in readers[stream.group]:
-            weight = named_arguments(stream.readers[reader.layer]).get("weight")
-            gain = np.ones(size) if weight is None else tensors[weight.name].double().cpu().numpy()
-            gain = np.where(np.abs(gain) < 1e-6, 1e-6, gain)
-            total += projected_errors(reader.covariance, reader.weight.T @ reader.weight, gain, basis)
-        out[stream.group] = np.maximum.accumulate(total[::-1])
-    return out
-
-
-def _measured(
-    graph: UnitGraph, data: LabelledData, ridge: float, temperature: float, probes: int | None, seed: int,
-    sensitivity: Sensitivity | None,
-) -> list[list[_Reader]]:
-    layers = [layer for layer in find_layers(graph.program) if layer.groups == 1]
-    if sensitivity is not None:
-        return _readers(graph, data, layers, sensitivity.outputs, ridge)
-    metrics = output_metrics(graph, data, layers, temperature=temperature, probes=probes, seed=seed)
-    metrics = {name: temperature**2 * metric for name, metric in metrics.items()}
-    return _readers(graph, data, layers, metrics, ridge)
+    model = RefitModel(
+        graph, data, ridge=ridge, temperature=temperature, probes=probes, seed=seed, sensitivity=sensitivity
+    )
+    return model.curves(pinned)
 
 
 def _readers(

@@ -24,7 +24,7 @@ from .interrupts import interrupts_held
 from .joint_search import JointSearch
 from .ladder import climb_down
 from .options import AccuracyDrop, Budget, LossIncrease
-from .refit_search import search_widths
+from .refit_search import as_candidate, search_widths
 from .repairing import Repairer
 from .request import check_options, check_units, chosen_surrogate, requirement
 from .result import PruneResult
@@ -226,6 +226,8 @@ def _search(
     refits = search.surrogate == "refit"
     if search.surrogate == "joint":
         return _search_jointly(search, limits, JOINT_STAGES if stages is None else stages, first)
+    if refits and tolerance is None:
+        return _search_refitted(search, limits, first)
     follows = not refits and SURROGATES[search.surrogate][1] and search.surrogate != "additive"
     plans = [1] if refits else [stages] if stages is not None else [1, DEFAULT_STAGES] if follows else [1]
     found: list[Candidate] = []
@@ -242,13 +244,7 @@ def _search(
             else:
                 within_tolerance(search, tolerance.nats, minimize, count, found)
         best = _best(search, found, tolerance, minimize)
-        if refits and best.stages and tolerance is None:
-            with interrupts_held() as held:  # the search ends with its best network
-                search.stopped = held.is_set
-                found[:] = [search_widths(search, limits, best, first)]  # a third of the data and the refits judged it
-            if held.is_set():
-                raise KeyboardInterrupt
-        elif best.stages and not refits:
+        if best.stages and not refits:
             found.append(_tightened(search, best, limits, tolerance, minimize))
     except OutOfTime:
         termination = "time_limit"
@@ -260,6 +256,28 @@ def _search(
     if termination == "optimal" and best.stages:
         termination = best.stages[-1].termination
     return best, termination
+
+
+def _search_refitted(search: Searcher, limits: dict[str, int], first: np.ndarray) -> tuple[Candidate, str]:
+    """The curves' mask, with its bound, then the search over repaired networks around it."""
+    found, kept, termination = None, first, "optimal"
+    try:
+        everything = np.ones(search.graph.n_units, dtype=bool)
+        found = search.combine(search.curves(everything), objective="drop", budgets=limits)
+        kept, termination = found.kept, found.termination
+        if termination != "interrupted":
+            with interrupts_held() as held:  # the search ends with its best network
+                search.stopped = held.is_set
+                kept = search_widths(search, limits, found.kept, first)
+            if held.is_set():
+                termination = "interrupted"
+    except OutOfTime:
+        termination = "time_limit"
+    except KeyboardInterrupt:
+        termination = "interrupted"
+    if found is None:
+        return Candidate(first, search.truth(first), ()), termination
+    return as_candidate(search, found, kept), termination
 
 
 def _search_jointly(

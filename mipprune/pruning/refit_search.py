@@ -11,6 +11,7 @@ import numpy as np
 from ..costs import CostModel
 from ..errors import InfeasibleError
 from ..records import frozen_array
+from ..solver import Recombination
 from .jury import Jury
 from .oracle import RefitOracle
 from .search import Candidate, Searcher
@@ -18,12 +19,12 @@ from .surrogates import refit_size_curves
 from .unit_exchange import UnitExchange
 from .widths import WidthSearch
 
-__all__ = ["search_widths"]
+__all__ = ["as_candidate", "search_widths"]
 
 #: Networks that the searches repair and measure: as many as this many multiply-adds (of the smaller network, on all
 #: samples) pay for, within a range, and no more than so many for every two groups that can exchange units, and so many
 #: more where groups may be emptied.
-SEARCH_WORK, FEWEST_TRIALS, MOST_TRIALS, TRIALS_PER_PAIR, EMPTY_TRIALS = 4e9, 12, 60, 2, 20
+SEARCH_WORK, FEWEST_TRIALS, MOST_TRIALS, TRIALS_PER_PAIR, EMPTY_TRIALS = 2.5e9, 12, 60, 3, 20
 #: The share of them that goes to choices of groups to empty, and to widths; the rest is for exchanges of units.  On
 #: three small networks the first two took 10 to 50% off the divergence, as many exchanges 3 to 10% more.
 PATTERN_SHARE, WIDTH_SHARE = 0.2, 0.6
@@ -33,29 +34,29 @@ STARTS, SEMIFINALISTS, FINALISTS = 3, 3, 2
 JUDGED = 2
 
 
-def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, plain: np.ndarray) -> Candidate:
-    """The best network around those of ``best``, judged by repaired networks; its bound stays what it was.
+def search_widths(search: Searcher, limits: dict[str, int], by_curves: np.ndarray, plain: np.ndarray) -> np.ndarray:
+    """The mask of the best network around that of ``by_curves``, judged by repaired networks.
 
-    Widths to start from: those of ``best``, those of the baseline's mask ``plain``, and the curves' for every choice of
-    groups to empty, if there are few, or else for those that one change after another leads to.  The best choices
-    share the width search; the best of these by the jury (:class:`~mipprune.pruning.jury.Jury`), with ``plain`` among
-    them, share the exchanges of units, and the jury says how far to follow these.
+    Widths to start from: those of the curves' mask, those of the baseline's mask ``plain``, and the curves' for every
+    choice of groups to empty, if there are few, or else for those that one change after another leads to.  The best
+    choices share the width search; the best of these by the jury (:class:`~mipprune.pruning.jury.Jury`), with ``plain``
+    among them, share the exchanges of units, and the jury says how far to follow these.
     """
     search.tick("searching widths")
     costs = search.graph.costs
-    curves = search.refit_curves()
+    curves = search.refit_curves
     may_empty = bool((search.floor == 0).any())
     heads = "head" in search.repairer.names
     oracle = RefitOracle(search.graph, search.data, search.unseen, heads, search.seed, may_empty,
                          sensitivity=search.repairer.sensitivity)
-    oracle.settle(best.kept)
+    oracle.settle(by_curves)
     widths = WidthSearch(curves, costs, limits, search.allowed, oracle, search.seed)
-    trials = int(SEARCH_WORK / max(1, search.graph.macs(best.kept) * len(search.data)))
+    trials = int(SEARCH_WORK / max(1, search.graph.macs(by_curves) * len(search.data)))
     pairs = len(curves) * (len(curves) - 1)
     trials = min(trials, MOST_TRIALS, TRIALS_PER_PAIR * pairs + (EMPTY_TRIALS if may_empty else 0))
     trials = max(trials, FEWEST_TRIALS)
     fits = widths.fits(costs.counts(plain))  # not where a latency limit was tightened since
-    widths.judge(costs.counts(best.kept))
+    widths.judge(costs.counts(by_curves))
     if fits:
         widths.judge(costs.counts(plain))
     _choose_empty(search, widths, limits, int(PATTERN_SHARE * trials))
@@ -80,19 +81,17 @@ def search_widths(search: Searcher, limits: dict[str, int], best: Candidate, pla
             break
         ends = jury.ranked([path[-1] for path in paths])[:-1]
         paths = [path for path in paths if any(path[-1] is end for end in ends)]
-    kept = jury.best([paths[0][0], *paths[0][1:][-JUDGED:]])
-    counts = costs.counts(kept)
-    last = best.stages[-1]
-    if (kept == widths.mask(counts)).all():
-        predicted = float(sum(c.error[len(c.order) - k] for c, k in zip(curves, counts, strict=True)))
-    else:
-        predicted = search.predicted(kept)
-    quality = search.truth(kept)
-    stage = dataclasses.replace(
-        last, kept=frozen_array(kept, bool), objective=predicted, surrogate_drop=predicted,
-        true_drop=last.true_drop + quality.loss - best.quality.loss,
-    )
-    return Candidate(kept, quality, (*best.stages[:-1], stage))
+    return jury.best([paths[0][0], *paths[0][1:][-JUDGED:]])
+
+
+def as_candidate(search: Searcher, found: Recombination, kept: np.ndarray) -> Candidate:
+    """A mask that the search over networks ended with, measured; its bound is that of the curves' problem."""
+    dense, quality = search.truth(np.ones(search.graph.n_units, dtype=bool)), search.truth(kept)
+    stage = search.stage(found, dense, quality, None)
+    if (kept != found.kept).any():
+        predicted = float(search.refit_model.errors(kept).sum())
+        stage = dataclasses.replace(stage, kept=frozen_array(kept, bool), objective=predicted, surrogate_drop=predicted)
+    return Candidate(kept, quality, (stage,))
 
 
 def _by_emptied(
@@ -139,7 +138,7 @@ def _without_emptying(search: Searcher, limits: dict[str, int]) -> np.ndarray | 
     """The best widths by the curves when every group keeps a unit; ``None`` if the limits leave no room for that."""
     fewest = np.maximum(search.fewest, np.minimum(search.min_keep, search.graph.costs.sizes))
     try:
-        found = search.combine(refit_size_curves(search.refit_curves(), fewest), objective="drop", budgets=limits)
+        found = search.combine(refit_size_curves(search.refit_curves, fewest), objective="drop", budgets=limits)
     except InfeasibleError:
         return None
     return search.graph.costs.counts(found.kept)

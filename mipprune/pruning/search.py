@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import nn
 
-from ..curvature import RefitCurve, refit_curves, refit_errors
+from ..curvature import RefitCurve, RefitModel
 from ..game import LabelledData
 from ..graph import UnitGraph
 from ..records import Record, frozen_array
@@ -91,7 +91,6 @@ class Searcher:
     multiple: int = 1
     unseen: LabelledData | None = None
     stopped: Callable[[], bool] = lambda: False
-    _refit_curves: list[RefitCurve] | None = None
     # what was built last: mask and repairs, the network, what they did
     _built: tuple[tuple[bytes, tuple[str, ...]], nn.Module, tuple[RepairStep, ...]] | None = None
 
@@ -152,7 +151,7 @@ class Searcher:
         """
         self.tick("measuring")
         if self.surrogate == "refit":
-            return refit_size_curves(self.refit_curves(), self.fewest)
+            return refit_size_curves(self.refit_curves, self.fewest)
         surrogates = layer_surrogates(self.surrogate, self.graph, self.data, kept, self.seed)
         self.tick("solving layers")
         limit = self.remaining()
@@ -170,18 +169,15 @@ class Searcher:
             raise KeyboardInterrupt
         return curves
 
-    def refit_curves(self) -> list[RefitCurve]:
-        """The refit-aware curve of every group around the dense network, computed once."""
-        if self._refit_curves is None:
-            self._refit_curves = refit_curves(
-                self.graph, self.data, pinned=self.pinned, sensitivity=self.repairer.sensitivity
-            )
-        return self._refit_curves
+    @functools.cached_property
+    def refit_model(self) -> RefitModel:
+        """The refit-aware surrogate around the dense network."""
+        return RefitModel(self.graph, self.data, sensitivity=self.repairer.sensitivity)
 
-    def predicted(self, kept: np.ndarray) -> float:
-        """What the refit-aware surrogate says of any mask, in nats."""
-        errors = refit_errors(self.graph, self.data, kept, sensitivity=self.repairer.sensitivity)
-        return float(errors.sum())
+    @functools.cached_property
+    def refit_curves(self) -> list[RefitCurve]:
+        """Its curve of every group."""
+        return self.refit_model.curves(self.pinned)
 
     def combine(self, curves: list[SizeCurve], **problem: object) -> Recombination:
         """Best sizes of all groups together."""

@@ -47,7 +47,7 @@ def shrink(search: Searcher, oracle: RiseOracle, best: Candidate, nats: float, m
     costs = search.graph.costs
     allowed = search.truth(np.ones(search.graph.n_units, dtype=bool)).loss + nats
     oracle.settle(best.kept)
-    widths = WidthSearch(search.refit_curves(), costs, {}, search.allowed, oracle, search.seed)
+    widths = WidthSearch(search.refit_curves, costs, {}, search.allowed, oracle, search.seed)
     exchange = UnitExchange(widths, search.pinned, search.seed, [stream.group for stream, _ in oracle.fit.streams])
     kept, cost, left = best.kept, costs.cost(minimize, costs.counts(best.kept)), TRIALS
     step = max(1, cost // 8)
@@ -65,7 +65,7 @@ def shrink(search: Searcher, oracle: RiseOracle, best: Candidate, nats: float, m
             step //= 2
     if kept is best.kept:
         return best
-    quality, predicted, last = search.truth(kept), search.predicted(kept), best.stages[-1]
+    quality, predicted, last = search.truth(kept), float(search.refit_model.errors(kept).sum()), best.stages[-1]
     limit = max(predicted, last.max_drop or 0.0)
     problem = search.combine(search.curves(np.ones(len(kept), dtype=bool)), objective=minimize, max_drop=limit)
     stage = dataclasses.replace(
