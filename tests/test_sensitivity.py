@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -82,6 +84,18 @@ def test_dense_runs_and_curves_take_what_is_known() -> None:
     measured = refit_curves(graph, data, temperature=TEMPERATURE, probes=PROBES)  # the same metrics, on few samples
     for curve, other in zip(curves, measured, strict=True):
         np.testing.assert_allclose(curve.error, other.error, rtol=1e-8)
+
+
+def test_a_projected_stream_is_bounded_by_its_own_error_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, data = normed()
+    ((stream, _),) = Sensitivity(graph, data).streams
+    bounded: list[int] = []
+    module = sys.modules[RefitModel.__module__]
+    least = module.least_errors
+    monkeypatch.setattr(module, "least_errors", lambda some, n: bounded.append(n) or least(some, n))
+    curves = refit_curves(graph, data)
+    assert bounded == [group.size for i, group in enumerate(graph.groups) if i != stream.group]
+    assert (curves[stream.group].lower == curves[stream.group].error).all()
 
 
 def convolved(n: int) -> tuple[UnitGraph, LabelledData]:

@@ -16,7 +16,11 @@ FEW, NEAR = 128, 1e-3
 
 
 def gram(x: torch.Tensor) -> torch.Tensor:
-    """``x x'`` of a matrix (D, R), in its dtype; on the CPU by half the work, which torch doesn't ask BLAS for."""
+    """``x x'`` of a matrix (D, R), in its dtype; on the CPU by half the work, which torch doesn't ask BLAS for.
+
+    Half precision becomes single: sums of squares overflow there, and BLAS has no such product.
+    """
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     if x.device.type != "cpu":
         return x @ x.mT
     rows = x.detach().numpy()

@@ -107,7 +107,10 @@ class RefitModel:
         """One curve per group; ``pinned`` units, bool (n_units,), come last in its ``order``."""
         graph = self.graph
         pinned = np.zeros(graph.n_units, dtype=bool) if pinned is None else pinned
-        curves = [_eliminate(g, self._readers[i], pinned[g.units]) for i, g in enumerate(graph.groups)]
+        curves = [
+            _eliminate(g, self._readers[i], pinned[g.units], bounded=i not in self._streams)
+            for i, g in enumerate(graph.groups)
+        ]
         for number, error in self._streams.items():
             curves[number] = dataclasses.replace(curves[number], error=frozen_array(error), lower=frozen_array(error))
         return curves
@@ -168,11 +171,13 @@ def _readers(
     for layer, cov in zip(layers, input_covariances(graph, data, layers), strict=True):
         read = reads[layer.node.name]
         assert read is not None
-        weight = tensors[layer.weight].double().flatten(1)
+        weight = tensors[layer.weight].double().flatten(1).cpu()
+        cov = cov.cpu()
         units = np.repeat(read.units.numpy(), weight.shape[1] // len(read.units))
-        damped = (cov + ridge * cov.diagonal().mean() * torch.eye(len(cov), dtype=cov.dtype)).numpy()
+        size = cov.diagonal().mean().clamp_min(1e-30)  # inputs that are all constant cost nothing
+        damped = (cov + ridge * size * torch.eye(len(cov), dtype=cov.dtype)).numpy()
         precision = inverse(damped)
-        value, vector = torch.linalg.eigh(metrics[layer.node.name] / 2)
+        value, vector = torch.linalg.eigh(metrics[layer.node.name].cpu() / 2)
         root = vector * value.clamp_min(0).sqrt()
         for group, readers in zip(graph.groups, out, strict=True):
             own = np.flatnonzero((units >= group.units.start) & (units < group.units.stop))
@@ -183,7 +188,7 @@ def _readers(
     return out
 
 
-def _eliminate(group: UnitGroup, readers: list[_Reader], pinned: np.ndarray) -> RefitCurve:
+def _eliminate(group: UnitGroup, readers: list[_Reader], pinned: np.ndarray, bounded: bool) -> RefitCurve:
     n = group.size
     alive = np.arange(n)
     regressions = [reader.regression() for reader in readers]
@@ -203,7 +208,7 @@ def _eliminate(group: UnitGroup, readers: list[_Reader], pinned: np.ndarray) -> 
         alive = alive[:-1]
         for state in states:
             state.remove(int(best))
-    lower = least_errors(regressions, n)
+    lower = least_errors(regressions, n) if bounded else error
     return RefitCurve(frozen_array(order, np.int64), frozen_array(error), frozen_array(np.minimum(lower, error)))
 
 

@@ -38,6 +38,7 @@ class CutNetwork:
         self.kept = np.array(kept, dtype=bool)  # a copy: later networks are compared with it
         self._names = graph.program.captured.tensors
         self._indices: dict[bytes, torch.Tensor] = {}
+        self._device = next(graph.model.parameters()).device
         leaving = [b for unit, stays in zip(graph.coarse, self.kept.tolist()) if not stays for b in unit.branches]
         self.dead = frozenset(node for branch in leaving for node in branch.nodes)
         cuts: dict[str, list[tuple[int, np.ndarray]]] = {}
@@ -67,7 +68,8 @@ class CutNetwork:
     def _index(self, units: np.ndarray) -> torch.Tensor:
         key = units.tobytes()  # many tensors lie along the same units
         if key not in self._indices:
-            self._indices[key] = torch.from_numpy(np.flatnonzero(np.where(units < 0, True, self.kept[units])))
+            index = torch.from_numpy(np.flatnonzero(np.where(units < 0, True, self.kept[units])))
+            self._indices[key] = index.to(self._device)
         return self._indices[key]
 
     def kept_index(self, node: str, dim: int) -> torch.Tensor | None:
