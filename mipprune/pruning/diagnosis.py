@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,15 +13,15 @@ import torch.nn.functional as F
 from ..curvature.output_metric import enough
 from ..game import LabelledData
 from ..graph import UnitGraph
-from ..graph.capture import is_integer_node
+from ..graph.capture import is_integer_node, shape_at
 from ..graph.describe import module_path
 from ..graph.layers import named_arguments
 from ..records import Record
 
 __all__ = ["Diagnosis", "diagnose"]
 
-#: Samples at a time: of these the dense values of all operations are kept.
-BATCH = 128
+#: Samples at a time, of which the dense values of all operations are kept, if these take no more bytes than that.
+BATCH, MOST_MEMORY = 128, 2**29
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,9 +63,11 @@ def diagnose(graph: UnitGraph, kept: np.ndarray, data: LabelledData) -> Diagnosi
     dtype = next(p.dtype for p in graph.model.parameters() if p.is_floating_point())
     gates = torch.from_numpy(kept.copy()).to(data.targets.device, dtype)
     program = graph.program
-    everything = {node.name for node in program.captured.nodes if not is_integer_node(node)}
+    nodes = [node for node in program.captured.nodes if not is_integer_node(node)]
+    everything = {node.name for node in nodes}
+    batch = min(BATCH, max(1, MOST_MEMORY // max(1, sum(_bytes(node.meta["val"]) for node in nodes))))
     loss, right = np.zeros(len(graph.groups)), np.zeros(len(graph.groups))
-    for part in data.batches(BATCH):
+    for part in data.batches(batch):
         values = program.values(dict(zip(program.captured.inputs, part.inputs, strict=True)), everything)
         for number, group in enumerate(graph.groups):
             logits = values[program.captured.output.name]
@@ -74,6 +78,12 @@ def diagnose(graph: UnitGraph, kept: np.ndarray, data: LabelledData) -> Diagnosi
     norms, shifts = _shifts(graph, gates, data)
     names = tuple(group.name for group in graph.groups)
     return Diagnosis(names, loss / len(data), right / len(data), norms, np.array(shifts))
+
+
+def _bytes(value: Any) -> int:
+    """Of one sample of a traced result."""
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    return sum(math.prod(shape_at(x.shape, 1)) * x.element_size() for x in parts if isinstance(x, torch.Tensor))
 
 
 def _shifts(graph: UnitGraph, gates: torch.Tensor, data: LabelledData) -> tuple[tuple[str, ...], list[float]]:

@@ -14,7 +14,10 @@ from ..game.values import check_class_targets
 from ..records import Record
 from ..surgery.verify import first_tensor
 
-__all__ = ["Quality", "logits_on", "measure", "rate"]
+__all__ = ["ROWS", "Quality", "logits_on", "measure", "rate"]
+
+#: Logits are turned into double precision so many samples at a time: with many classes all at once would be gigabytes.
+ROWS = 4096
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +48,8 @@ def logits_on(model: nn.Module, data: LabelledData) -> torch.Tensor:
 def rate(logits: torch.Tensor, data: LabelledData, what: str) -> Quality:
     """:func:`measure` for known ``logits``."""
     check_class_targets(logits, data.targets, what)
-    loss = float(F.cross_entropy(logits.double(), data.targets.long()))
+    parts = zip(logits.split(ROWS), data.targets.long().split(ROWS), strict=True)
+    loss = sum(float(F.cross_entropy(some.double(), y, reduction="sum")) for some, y in parts) / len(data)
     if not loss < float("inf"):
         raise ModelStateError(f"the mean cross-entropy on the {what} is {loss}")
     return Quality(loss, float((logits.argmax(1) == data.targets).double().mean()), len(data))

@@ -15,6 +15,7 @@ from ..curvature.output_metric import TEMPERATURE
 from ..game import LabelledData
 from ..graph import UnitGraph
 from ..repair import DELIVERED, CutNetwork, DenseRun, Sweep, fit_head
+from .measure import ROWS
 
 __all__ = ["MOST_MEMORY", "Losses", "RefitOracle", "softened_divergence"]
 
@@ -29,9 +30,12 @@ REMEMBERED, MOST_MEMORY = 3, 2**29
 
 def softened_divergence(dense: torch.Tensor, small: torch.Tensor, temperature: float = TEMPERATURE) -> float:
     """t^2 KL(dense || small) of the probabilities at temperature t, in nats, mean over samples."""
-    p = torch.log_softmax(dense.double() / temperature, -1)
-    q = torch.log_softmax(small.double() / temperature, -1)
-    return temperature**2 * float((p.exp() * (p - q)).sum(-1).mean())
+    total = 0.0
+    for some, others in zip(dense.split(ROWS), small.split(ROWS), strict=True):
+        p = torch.log_softmax(some.double() / temperature, -1)
+        q = torch.log_softmax(others.double() / temperature, -1)
+        total += float((p.exp() * (p - q)).sum(-1).sum())
+    return temperature**2 * (total / dense[..., 0].numel())
 
 
 class Losses(NamedTuple):
