@@ -271,13 +271,15 @@ def _search_refitted(search: Searcher, limits: dict[str, int], first: np.ndarray
                 kept = search_widths(search, limits, found.kept, first)
             if held.is_set():
                 termination = "interrupted"
+            else:
+                search.remaining()
     except OutOfTime:
         termination = "time_limit"
     except KeyboardInterrupt:
         termination = "interrupted"
-    if found is None:
-        return Candidate(first, search.truth(first), ()), termination
-    return as_candidate(search, found, kept), termination
+    with interrupts_held() as held:
+        best = Candidate(first, search.truth(first), ()) if found is None else as_candidate(search, found, kept)
+    return best, "interrupted" if held.is_set() else termination
 
 
 def _search_jointly(
