@@ -43,6 +43,7 @@ _FILE_NAME = Rule("a file name without folder", lambda name: name not in ("", ".
 _RATIO = Rule("above 0 and at most 1 (0.5 keeps half)", lambda value: 0 < value <= 1)
 SHARE = Rule("above 0 and below 1", lambda value: 0 < value < 1)
 _NATS = Rule("a finite number of nats, at least 0", lambda value: 0 <= value < math.inf)
+_EFFORT = Rule("above 0 (2 searches twice as long)", lambda value: 0 < value < math.inf)
 _SECONDS = Rule("above 0 seconds", lambda value: 0 < value < math.inf)
 POSITIVE = Rule("at least 1", lambda value: value >= 1)
 SEED = Rule("at least 0", lambda value: value >= 0)
@@ -105,6 +106,7 @@ class PruneSection:
     stages: Annotated[int, POSITIVE] | None = None
     repair: tuple[Literal["bn", "refit", "head", "lm"], ...] = ("bn", "refit", "head")
     solver: Literal["highs", "scip", "cbc"] = "highs"
+    effort: Annotated[float, _EFFORT] = 1.0
     time_limit: Annotated[float, _SECONDS] | None = None
     n_jobs: Annotated[int, _JOBS] = 1
     seed: Annotated[int, SEED] = 0

@@ -249,7 +249,7 @@ def test_every_prune_key_arrives(place: Place, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(mp, "prune", prune, raising=False)
     text = """budget = { params = 0.25, units = 1, macs = 0.5 }
 layers = ["0"]\npin = ["2"]\nignore = ["3"]\nmin_keep = 2\nallow_empty = true\nunits = "fine"\nmultiple = 4
-surrogate = "additive"\nstages = 3\nrepair = []\nsolver = "cbc"\ntime_limit = 9
+surrogate = "additive"\nstages = 3\nrepair = []\nsolver = "cbc"\neffort = 2\ntime_limit = 9
 n_jobs = 2\nseed = 5\nminimize = "params"
 """
     place.refused("seen enough", prune=text, data='"@:both"')
@@ -259,8 +259,8 @@ n_jobs = 2\nseed = 5\nminimize = "params"
         "budget": [mp.Macs(0.5), mp.Params(0.25), mp.Units(1.0)], "tolerance": None, "minimize": "params",
         "layers": ("0",), "pin": ("2",), "ignore": ("3",), "min_keep": 2, "allow_empty": True,
         "units": "fine",
-        "multiple": 4, "surrogate": "additive", "stages": 3, "repair": (), "solver": "cbc", "time_limit": 9.0,
-        "n_jobs": 2, "seed": 5, "progress": False, "training": False,
+        "multiple": 4, "surrogate": "additive", "stages": 3, "repair": (), "solver": "cbc", "effort": 2.0,
+        "time_limit": 9.0, "n_jobs": 2, "seed": 5, "progress": False, "training": False,
     }
     place.refused("seen enough", prune="tolerance = 0.1")
     assert seen["budget"] is None

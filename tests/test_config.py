@@ -45,6 +45,7 @@ surrogate = "head"
 stages = 3
 repair = []
 solver = "scip"
+effort = 0.5
 time_limit = 30
 n_jobs = -1
 seed = 7
@@ -74,7 +75,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
             "units": "blocks",
             "multiple": 8,
             "surrogate": "head", "stages": 3,
-            "repair": (), "solver": "scip", "time_limit": 30.0, "n_jobs": -1, "seed": 7,
+            "repair": (), "solver": "scip", "effort": 0.5, "time_limit": 30.0, "n_jobs": -1, "seed": 7,
         },
         "output": {"dir": "results", "name": "half"},
     }
@@ -194,9 +195,9 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, said: list[s
     ("old", "new", "line"),
     [
         ("min_keep", "minkeep", 14),
-        ("seed = 7", 'seed = "7"', 24),
+        ("seed = 7", 'seed = "7"', 25),
         ("macs = 0.5", "mac = 0.5", 9),
-        ("[output]", "[outptu]", 25),
+        ("[output]", "[outptu]", 26),
         ('layers = ["fc1", "fc2"]', 'layers = [\n"fc1",\n2,\n]', 11),  # the line that the key stands on
     ],
 )

@@ -15,6 +15,7 @@ from mipprune.game import as_data
 from mipprune.pruning.measure import measure
 from mipprune.pruning.oracle import RefitOracle, softened_divergence
 from mipprune.pruning.repairing import Repairer
+from mipprune.pruning.search import Searcher
 from mipprune.repair import CutNetwork, DenseRun, refit_cut
 from mipprune.repair.dense import PLENTY
 
@@ -126,3 +127,27 @@ def test_the_chosen_network_is_built_once(convolutions: Any, monkeypatch: pytest
     assert built.count(result.kept.tobytes()) == 1
     assert [s for s in report.repairs if s.taken][-1].loss == pytest.approx(measure(result.model, data).loss)
     assert report.divergence == [s for s in report.repairs if s.taken and s.name != "head"][-1].divergence
+
+
+@pytest.mark.parametrize("options", [
+    {"budget": mp.Macs(0.4)}, {"budget": mp.Macs(0.4), "repair": ()}, {"tolerance": mp.LossIncrease(0.02)},
+], ids=["refitted", "as cut", "tolerance"])
+def test_more_effort_looks_at_more_networks(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)]
+    model, x = nn.Sequential(*layers).eval(), torch.randn(150, 10)
+    looked: list[str] = []
+    for kind, name in ((RefitOracle, "losses"), (Searcher, "truth")):
+        original = getattr(kind, name)
+
+        def spy(self: Any, kept: np.ndarray, *, original: Any = original, name: str = name) -> Any:
+            looked.append(name)
+            return original(self, kept)
+
+        monkeypatch.setattr(kind, name, spy)
+    found = []
+    for effort in (0.1, 4.0):
+        looked.clear()
+        mp.prune(model, (x, model(x).argmax(1)), progress=False, effort=effort, **options)
+        found.append(len(looked))
+    assert found[1] > 1.3 * found[0]

@@ -116,7 +116,7 @@ class RefitModel:
         return curves
 
     def errors(self, kept: np.ndarray) -> np.ndarray:
-        """The predicted KL of a mask that isn't on the curves, every group taken apart: float64 (groups,), in nats."""
+        """The predicted KL of a mask ``kept``, bool (n_units,), every group taken apart: float64 (groups,), in nats."""
         out = np.zeros(len(self.graph.groups))
         for i, group in enumerate(self.graph.groups):
             if i in self._streams:

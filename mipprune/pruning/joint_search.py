@@ -129,7 +129,7 @@ class JointSearch:
         """One expansion takes about three passes, one round judges about four masks."""
         graph, samples = self.search.graph, len(self.search.data)
         work = 3 * graph.macs() * min(samples, SKETCH_SAMPLES) + 4 * graph.macs(kept) * samples
-        return min(max(int(EXCHANGE_WORK / max(1, work)), FEWEST_ROUNDS), MOST_ROUNDS)
+        return self.search.scaled(min(max(int(EXCHANGE_WORK / max(1, work)), FEWEST_ROUNDS), MOST_ROUNDS))
 
     @staticmethod
     def score(quality: Quality) -> float:

@@ -72,6 +72,7 @@ def prune(
     validation: Any = None,
     example_input: torch.Tensor | tuple[torch.Tensor, ...] | None = None,
     solver: str = "highs",
+    effort: float = 1.0,
     time_limit: float | None = None,
     n_jobs: int = 1,
     seed: int = 0,
@@ -127,6 +128,8 @@ def prune(
             Without it the calibration data judge the repairs.
         example_input: what to trace with; the first calibration sample by default.
         solver: backend of the recombination: ``"highs"``, ``"scip"`` or ``"cbc"``.
+        effort: how many networks the searches build and measure, as a multiple of the default, which takes a small
+            network about as long as its training took; no search by ``"quadratic"``, ``"additive"`` or ``"head"``.
         time_limit: seconds; when they have passed the best network so far is returned.
         n_jobs: layers solved at a time, through joblib (``joblib.parallel_config`` is obeyed).
         seed: of the held-out split and of sampled estimates.
@@ -143,11 +146,11 @@ def prune(
     """
     given = dict(locals())
     if isinstance(tolerance, AccuracyDrop) and budget is None:
-        check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit, seed)
+        check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit, effort, seed)
         return climb_down(lambda rung: prune(**(given | {"budget": rung, "tolerance": None})), tolerance, minimize)
     begin, begin_cpu = time.monotonic(), time.process_time()
     budgets = requirement(budget, tolerance)
-    check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit, seed)
+    check_options(minimize, min_keep, multiple, surrogate, stages, repair, time_limit, effort, seed)
     check_units(units, budgets, surrogate, allow_empty, multiple)
     surrogate = chosen_surrogate(surrogate, tolerance, stages, multiple, repair, units)
     if allow_empty is None:
@@ -175,7 +178,7 @@ def prune(
         search = Searcher(
             graph=graph, data=calibration, surrogate=surrogate, pinned=pinned, min_keep=min_keep, repairer=repairer,
             solver=solver, n_jobs=n_jobs, seed=seed, deadline=None if time_limit is None else begin + time_limit,
-            tick=lambda what: _tick(bar, what), multiple=multiple, unseen=unseen,
+            tick=lambda what: _tick(bar, what), multiple=multiple, unseen=unseen, effort=effort,
         )
         best, termination = _search(search, limits, tolerance, minimize, stages, first)
         reached = None
@@ -260,9 +263,10 @@ def _search(
 
 def _search_refitted(search: Searcher, limits: dict[str, int], first: np.ndarray) -> tuple[Candidate, str]:
     """The curves' mask, with its bound, then the search over repaired networks around it."""
-    found, kept, termination = None, first, "optimal"
+    dense, found, kept, termination = None, None, first, "optimal"
     try:
         everything = np.ones(search.graph.n_units, dtype=bool)
+        dense = search.truth(everything)  # and refuses data that it can't be measured on
         found = search.combine(search.curves(everything), objective="drop", budgets=limits)
         kept, termination = found.kept, found.termination
         if termination != "interrupted":
@@ -278,7 +282,10 @@ def _search_refitted(search: Searcher, limits: dict[str, int], first: np.ndarray
     except KeyboardInterrupt:
         termination = "interrupted"
     with interrupts_held() as held:
-        best = Candidate(first, search.truth(first), ()) if found is None else as_candidate(search, found, kept)
+        if dense is None or found is None:
+            best = Candidate(first, search.truth(first), ())
+        else:
+            best = as_candidate(search, found, kept, dense)
     return best, "interrupted" if held.is_set() else termination
 
 

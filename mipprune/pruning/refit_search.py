@@ -13,6 +13,7 @@ from ..errors import InfeasibleError
 from ..records import frozen_array
 from ..solver import Recombination
 from .jury import Jury
+from .measure import Quality
 from .oracle import RefitOracle
 from .search import Candidate, Searcher
 from .surrogates import refit_size_curves
@@ -54,7 +55,7 @@ def search_widths(search: Searcher, limits: dict[str, int], by_curves: np.ndarra
     trials = int(SEARCH_WORK / max(1, search.graph.macs(by_curves) * len(search.data)))
     pairs = len(curves) * (len(curves) - 1)
     trials = min(trials, MOST_TRIALS, TRIALS_PER_PAIR * pairs + (EMPTY_TRIALS if may_empty else 0))
-    trials = max(trials, FEWEST_TRIALS)
+    trials = search.scaled(max(trials, FEWEST_TRIALS))
     fits = widths.fits(costs.counts(plain))  # not where a latency limit was tightened since
     widths.judge(costs.counts(by_curves))
     if fits:
@@ -84,9 +85,9 @@ def search_widths(search: Searcher, limits: dict[str, int], by_curves: np.ndarra
     return jury.best([paths[0][0], *paths[0][1:][-JUDGED:]])
 
 
-def as_candidate(search: Searcher, found: Recombination, kept: np.ndarray) -> Candidate:
+def as_candidate(search: Searcher, found: Recombination, kept: np.ndarray, dense: Quality) -> Candidate:
     """A mask that the search over networks ended with, measured; its bound is that of the curves' problem."""
-    dense, quality = search.truth(np.ones(search.graph.n_units, dtype=bool)), search.truth(kept)
+    quality = search.truth(kept)
     stage = search.stage(found, dense, quality, None)
     if (kept != found.kept).any():
         predicted = float(search.refit_model.errors(kept).sum())

@@ -34,7 +34,7 @@ def requirement(budget: Any, tolerance: Any) -> tuple[Budget, ...]:
 
 def check_options(
     minimize: str, min_keep: int, multiple: int, surrogate: str | None, stages: int | None, repair: Sequence[str],
-    time_limit: float | None, seed: int = 0,
+    time_limit: float | None, effort: float = 1.0, seed: int = 0,
 ) -> None:
     """Refuse what no network could make right, before anything is read or traced."""
     if minimize not in ("units", "params", "macs"):
@@ -56,6 +56,8 @@ def check_options(
         raise ConfigError(f"repair: expected a sequence out of {REPAIRS}, got {repair!r}")
     if time_limit is not None and not time_limit > 0:
         raise ConfigError(f"time_limit must be above 0 seconds, got {time_limit}")
+    if isinstance(effort, bool) or not isinstance(effort, (int, float)) or not 0 < effort < float("inf"):
+        raise ConfigError(f"effort must be a number above 0 (2 searches twice as long), got {effort!r}")
 
 
 def check_units(

@@ -90,6 +90,7 @@ class Searcher:
     tick: Callable[[str], None]
     multiple: int = 1
     unseen: LabelledData | None = None
+    effort: float = 1.0
     stopped: Callable[[], bool] = lambda: False
     # what was built last: mask and repairs, the network, what they did
     _built: tuple[tuple[bytes, tuple[str, ...]], nn.Module, tuple[RepairStep, ...]] | None = None
@@ -122,6 +123,10 @@ class Searcher:
         if left <= 0:
             raise OutOfTime
         return left
+
+    def scaled(self, trials: int) -> int:
+        """So many trials of a search, times the effort that was asked for; at least one."""
+        return max(1, round(self.effort * trials))
 
     def goes_on(self) -> bool:
         """Whether there is time left and nobody has asked to stop."""

@@ -49,7 +49,7 @@ def shrink(search: Searcher, oracle: RiseOracle, best: Candidate, nats: float, m
     oracle.settle(best.kept)
     widths = WidthSearch(search.refit_curves, costs, {}, search.allowed, oracle, search.seed)
     exchange = UnitExchange(widths, search.pinned, search.seed, [stream.group for stream, _ in oracle.fit.streams])
-    kept, cost, left = best.kept, costs.cost(minimize, costs.counts(best.kept)), TRIALS
+    kept, cost, left = best.kept, costs.cost(minimize, costs.counts(best.kept)), search.scaled(TRIALS)
     step = max(1, cost // 8)
     while step and left > 0 and search.goes_on():
         widths.limits = {minimize: cost - step}
