@@ -25,7 +25,7 @@ from mipprune.pruning.repairing import Repairer
 from mipprune.pruning.search import Searcher
 from mipprune.pruning.threads import threads_for
 from mipprune.pruning.widths import WidthSearch
-from mipprune.repair import DELIVERED
+from mipprune.repair import DELIVERED, DenseRun
 
 
 @pytest.fixture
@@ -40,6 +40,14 @@ def network() -> tuple[UnitGraph, LabelledData]:
 
 def half(graph: UnitGraph, first: int = 0) -> np.ndarray:
     return np.arange(graph.n_units) % 2 == first
+
+
+def searcher(graph: UnitGraph, data: LabelledData) -> Searcher:
+    return Searcher(
+        graph=graph, data=data, surrogate="refit", pinned=np.zeros(graph.n_units, dtype=bool), min_keep=1,
+        repairer=Repairer(graph, data, data, ("refit",)), solver="highs", n_jobs=1, seed=0, deadline=None,
+        tick=lambda what: None,
+    )
 
 
 def test_the_jury_takes_over_what_the_lead_has_measured(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +126,33 @@ def test_the_report_s_divergence_is_that_before_the_head(network: Any, monkeypat
     assert steps["head"].divergence == pytest.approx(softened_divergence(*logits), rel=1e-5)
 
 
+def test_samples_that_are_left_out_lie_between_others(network: Any) -> None:
+    graph, data = network
+    many = LabelledData(tuple(x.repeat(20, 1) for x in data.inputs), data.targets.repeat(20).sort().values)
+    dense = DenseRun(graph, many, batch_size=2000, enough=1)
+    layer = next(iter(dense.layers.values()))
+    ((samples, grid),) = dense.rows(layer, 6, 0)  # 1800 rows for 6 columns of 16 each
+    assert (samples, grid) == (slice(0, 1800, 16), None)
+    assert set(many.targets[samples].tolist()) == set(many.targets.tolist())
+    target = dense.target(layer.node, layer, 0, (samples, grid))
+    assert torch.equal(target, dense.targets[0][layer.node.name][::16].T)
+
+
+def test_a_mask_off_the_curves_is_predicted_anew_and_keeps_the_bound(network: Any) -> None:
+    search = searcher(*network)
+    everything = np.ones(search.graph.n_units, dtype=bool)
+    limits = {"macs": search.graph.costs.cost("macs", np.array([4, 4]))}
+    found = search.combine(search.curves(everything), objective="drop", budgets=limits)
+    kept = half(search.graph) if (found.kept != half(search.graph)).any() else half(search.graph, 1)
+    dense = search.truth(everything)
+    (stage,) = refit_search.as_candidate(search, found, kept, dense).stages
+    assert (stage.kept == kept).all()
+    assert stage.objective == stage.surrogate_drop == search.refit_model.errors(kept).sum() > found.bound == stage.bound
+    assert stage.true_drop == search.truth(kept).loss - dense.loss
+    (same,) = refit_search.as_candidate(search, found, found.kept, dense).stages
+    assert (same.objective, same.bound) == (found.objective, found.bound)
+
+
 @pytest.mark.parametrize("may_empty", [False, True])
 def test_two_groups_are_worth_few_trials_and_their_emptying_some_more(
     network: Any, monkeypatch: pytest.MonkeyPatch, may_empty: bool
@@ -133,11 +168,7 @@ def test_two_groups_are_worth_few_trials_and_their_emptying_some_more(
     monkeypatch.setattr(refit_search, "_choose_empty", chosen)
     graph, data = network
     monkeypatch.setattr(Searcher, "floor", np.array([0 if may_empty else 1, 1]))
-    search = Searcher(
-        graph=graph, data=data, surrogate="refit", pinned=np.zeros(graph.n_units, dtype=bool), min_keep=1,
-        repairer=Repairer(graph, data, data, ("refit",)), solver="highs", n_jobs=1, seed=0, deadline=None,
-        tick=lambda what: None,
-    )
+    search = searcher(graph, data)
     limits = {"macs": graph.costs.cost("macs", np.array([4, 4]))}
     with pytest.raises(Done):
         refit_search.search_widths(search, limits, half(graph), half(graph, 1))

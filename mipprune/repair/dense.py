@@ -115,20 +115,22 @@ class DenseRun:
             starts = [tuple((i + batch) >> d & 1 for d in range(len(layer.stride))) for i in range(ways)]
             parts = [(slice(a, b), Grid(2, s)) for a, b, s in zip(cuts, cuts[1:], starts, strict=False) if b > a]
         fewer = 1 << max(spare // PLENTY, 1).bit_length() - 1  # a power of two, so that few selections are ever made
-        return [(slice(p.start, p.start + -(-(p.stop - p.start) // fewer)), grid) for p, grid in parts]
+        # one sample in so many, not the first ones: data may be sorted by class
+        return [(slice(p.start, p.stop, fewer if fewer > 1 else None), grid) for p, grid in parts]
 
     def select(self, value: torch.Tensor, node: fx.Node, layer: Layer, batch: int, rows: Rows) -> torch.Tensor:
         """The samples and positions ``rows`` of a value that ``node`` has."""
         samples, grid = rows
-        if (samples.start, samples.stop) != (0, self.sizes[batch]):
+        if samples != slice(0, self.sizes[batch]):
             dim = batch_dim(node.meta["val"]) or 0
-            per = value.shape[dim] // self.sizes[batch]  # more than 1 where positions lie along the same dimension
-            value = value.narrow(dim, samples.start * per, (samples.stop - samples.start) * per)
+            # positions may lie along the same dimension
+            value = value.unflatten(dim, (self.sizes[batch], value.shape[dim] // self.sizes[batch]))
+            value = value[(slice(None),) * dim + (samples,)].flatten(dim, dim + 1)
         return layer.on_grid(value, grid)
 
     def target(self, node: fx.Node, layer: Layer, batch: int, rows: Rows) -> torch.Tensor:
         """Dense values of ``node`` as columns (m, R) at these ``rows``, in the order of ``layer``'s outputs."""
-        key = (node.name, batch, rows[0].start, rows[0].stop, rows[1])
+        key = (node.name, batch, rows[0].start, rows[0].stop, rows[0].step, rows[1])
         if key not in self._columns:
             value = self.select(self.targets[batch][node.name], node, layer, batch, rows)
             self._columns[key] = layer.outputs(value, 1)[0].contiguous()
