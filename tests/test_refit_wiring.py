@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +14,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 import mipprune as mp
-from mipprune.curvature import RefitCurve, positive
+from mipprune.curvature import RefitCurve, RefitModel, positive
 from mipprune.curvature.positive import FEW, NEAR, above_largest
 from mipprune.game import LabelledData, as_data
 from mipprune.graph import UnitGraph
@@ -26,6 +28,8 @@ from mipprune.pruning.search import Searcher
 from mipprune.pruning.threads import threads_for
 from mipprune.pruning.widths import WidthSearch
 from mipprune.repair import DELIVERED, DenseRun
+
+curves_module = importlib.import_module("mipprune.curvature.refit_curves")  # a function has the module's name
 
 
 @pytest.fixture
@@ -103,6 +107,8 @@ def test_what_is_remembered_was_built_with_the_same_repairs() -> None:
     assert search.deployed(kept)[0] is search.deployed(kept.copy())[0]
     search.deployed(~kept)
     assert asked == [("refit",), ("refit", "lm"), ("refit", "lm")]
+    dataclasses.replace(search).deployed(~kept)
+    assert len(asked) == 4
 
 
 def test_the_report_s_divergence_is_that_before_the_head(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +203,51 @@ def test_widths_are_trimmed_and_filled_within_every_limit(network: Any) -> None:
         assert counts is not None
         assert widths.fits(counts)
         assert counts.sum() == 9
+
+
+def test_only_what_a_limit_still_minds_is_a_saving_and_every_limit_a_price(network: Any) -> None:
+    graph, _ = network
+    steep, flat = (RefitCurve(np.arange(8), slope * np.arange(9.0), np.zeros(9)) for slope in (1.1, 1.0))
+
+    def widths(limits: dict[str, int]) -> WidthSearch:
+        return WidthSearch([steep, flat], graph.costs, limits, [np.arange(1, 9)] * 2, lambda kept: 0.0)
+
+    trimmed = widths({"macs": 10**6, "units": 15}).trimmed(())  # multiply-adds would say the first group
+    assert trimmed is not None
+    assert trimmed.tolist() == [8, 7]
+    assert widths({"units": 3, "macs": 10**6}).filled(np.array([1, 1])).tolist() == [1, 2]  # units alone: the first
+
+
+class Joined(nn.Module):
+    """Two layers side by side, read by one that reads both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.last = nn.Linear(6, 4), nn.Linear(6, 5), nn.Linear(9, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.cat([self.a(x), self.b(x).tanh()], 1))
+
+
+def test_a_block_of_the_precision_has_a_covariance_of_its_own() -> None:
+    torch.manual_seed(0)
+    for model in (Joined().eval(), nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)).eval()):
+        graph = mp.trace(model, torch.zeros(1, 6))
+        data = as_data((torch.randn(60, 6), torch.zeros(60, dtype=torch.int64)), graph)
+        regressions = [one.regression() for readers in RefitModel(graph, data)._readers for one in readers]
+        assert len(regressions) == len(graph.groups)
+        for one in regressions:
+            assert (one.covariance is None) == isinstance(model, Joined)  # others' inputs are refitted too
+            if one.covariance is not None:
+                np.testing.assert_allclose(one.covariance @ one.precision, np.eye(len(one.precision)), atol=1e-8)
+
+
+def test_of_equal_units_the_first_leaves() -> None:
+    alike = curves_module._Reader("alike", np.eye(6), np.eye(6), np.ones((2, 6)), np.arange(6)[:, None])
+    curve = curves_module._eliminate(SimpleNamespace(size=6), [alike], np.zeros(6, dtype=bool), True)  # type: ignore[arg-type]
+    assert curve.order.tolist() == list(range(6))
+    np.testing.assert_allclose(curve.error, 2 * np.arange(7))
+    np.testing.assert_allclose(curve.lower, curve.error)
 
 
 def test_blas_libraries_get_one_thread_and_their_own_number_back() -> None:

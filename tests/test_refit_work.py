@@ -70,6 +70,8 @@ def test_positions_are_left_out_long_before_samples(convolutions: Any, batch_siz
     assert set(count.unique().tolist()) == {0, 1}
     assert (count.sum(1) == 16).all()  # a quarter of every sample
     assert (count.sum(0) > 0).all()  # and every position of some
+    starts = [some.rows(some.layers[first], 9, batch)[0][1] for batch in range(len(some.sizes))]
+    assert len(set(starts)) == min(len(starts), 4)  # a part of the batch has other positions in the next one
     assert (seen(some, second) == 1).all()  # a quarter would be 178 rows for each of 36 columns
     few = DenseRun(graph, data, batch_size, enough=4)
     assert few.rows(few.layers[last], 6, 0) == [(slice(0, few.sizes[0]), None)]  # 67 rows a column of 4 * PLENTY

@@ -73,6 +73,7 @@ def test_shrinking_saves_and_stays_within_both_measures(searcher: search.Searche
     oracle = shrink.RiseOracle(searcher)
     found = shrink.shrink(searcher, oracle, start, NATS, "macs")
     assert cost(searcher.graph, found.kept) < cost(searcher.graph, start.kept)
+    assert oracle.ridges  # settled at the start's network
     dense = searcher.truth(np.ones(searcher.graph.n_units, dtype=bool)).loss
     assert oracle(found.kept) <= NATS
     assert found.quality.loss == pytest.approx(searcher.truth(found.kept).loss)

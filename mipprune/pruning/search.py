@@ -93,7 +93,9 @@ class Searcher:
     effort: float = 1.0
     stopped: Callable[[], bool] = lambda: False
     # what was built last: mask and repairs, the network, what they did
-    _built: tuple[tuple[bytes, tuple[str, ...]], nn.Module, tuple[RepairStep, ...]] | None = None
+    _built: tuple[tuple[bytes, tuple[str, ...]], nn.Module, tuple[RepairStep, ...]] | None = dataclasses.field(
+        default=None, init=False  # dataclasses.replace starts anew: the repairs may be others
+    )
 
     @property
     def floor(self) -> np.ndarray:
