@@ -159,6 +159,19 @@ def test_a_mask_off_the_curves_is_predicted_anew_and_keeps_the_bound(network: An
     assert (same.objective, same.bound) == (found.objective, found.bound)
 
 
+def test_out_of_time_the_search_ends_with_the_best_that_it_knows(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = searcher(*network)
+    monkeypatch.setattr(Searcher, "floor", np.array([0, 1]))
+    assert search.refit_curves
+    search.deadline, search.effort = 0.0, 0.05  # too few trials for every choice of groups to empty
+    loss = {half(search.graph).tobytes(): 2.0, half(search.graph, 1).tobytes(): 1.0}
+    monkeypatch.setattr(RefitOracle, "_loss", lambda self, losses: losses)
+    monkeypatch.setattr(RefitOracle, "losses", lambda self, kept: loss.get(kept.tobytes(), 3.0))
+    limits = {"macs": search.graph.costs.cost("macs", np.array([4, 4]))}
+    found = refit_search.search_widths(search, limits, half(search.graph), half(search.graph, 1))
+    assert loss[found.tobytes()] == 1.0
+
+
 @pytest.mark.parametrize("may_empty", [False, True])
 def test_two_groups_are_worth_few_trials_and_their_emptying_some_more(
     network: Any, monkeypatch: pytest.MonkeyPatch, may_empty: bool

@@ -15,7 +15,7 @@ from ..solver import Recombination
 from .jury import Jury
 from .measure import Quality
 from .oracle import RefitOracle
-from .search import Candidate, Searcher
+from .search import Candidate, OutOfTime, Searcher
 from .surrogates import refit_size_curves
 from .unit_exchange import UnitExchange
 from .widths import WidthSearch
@@ -136,10 +136,10 @@ def _choose_empty(search: Searcher, widths: WidthSearch, limits: dict[str, int],
 
 
 def _without_emptying(search: Searcher, limits: dict[str, int]) -> np.ndarray | None:
-    """The best widths by the curves when every group keeps a unit; ``None`` if the limits leave no room for that."""
+    """The best widths by the curves when every group keeps a unit; ``None`` if limits or time leave no room."""
     fewest = np.maximum(search.fewest, np.minimum(search.min_keep, search.graph.costs.sizes))
     try:
         found = search.combine(refit_size_curves(search.refit_curves, fewest), objective="drop", budgets=limits)
-    except InfeasibleError:
+    except (InfeasibleError, OutOfTime):  # out of time the best network so far counts, which the search still knows
         return None
     return search.graph.costs.counts(found.kept)
