@@ -26,6 +26,7 @@ from mipprune.pruning.oracle import RefitOracle, softened_divergence
 from mipprune.pruning.repairing import Repairer
 from mipprune.pruning.search import Searcher
 from mipprune.pruning.threads import threads_for
+from mipprune.pruning.unit_exchange import UnitExchange
 from mipprune.pruning.widths import WidthSearch
 from mipprune.repair import DELIVERED, DenseRun
 
@@ -240,6 +241,15 @@ class Joined(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.last(torch.cat([self.a(x), self.b(x).tanh()], 1))
+
+
+def test_the_cheapest_unit_is_thinned_out_first(network: Any) -> None:
+    graph, _ = network
+    curves = [RefitCurve(np.arange(8), slope * np.arange(9.0), np.zeros(9)) for slope in (1.1, 1.0)]
+    widths = WidthSearch(curves, graph.costs, {"units": 15}, [np.arange(1, 9)] * 2, lambda kept: 0.0)
+    thinned = UnitExchange(widths, np.zeros(16, dtype=bool)).thinned(np.ones(16, dtype=bool))
+    assert thinned is not None
+    assert np.flatnonzero(~thinned).tolist() == [8]
 
 
 def test_a_block_of_the_precision_has_a_covariance_of_its_own() -> None:
