@@ -69,7 +69,7 @@ def test_finds_the_units_in_time(case: NetworkCase) -> None:
     found = traced(case)
     assert tuple(g.size for g in found.graph.groups) == case.groups
     if case is not ARCHITECTURES[0]:  # the first one pays for loading torch's exporter
-        assert found.seconds < 2.0
+        assert found.seconds < 6.0  # 1 to 2 on an idle machine; a guard against tracing that explodes, not a benchmark
     for pinned in found.graph.pinned:
         assert pinned.reason
         assert pinned.n_units > 0
