@@ -66,5 +66,6 @@ def above_largest(positive: np.ndarray) -> float:
             start = np.random.default_rng(0).standard_normal(len(positive))
             near = eigsh(positive, 1, v0=start, tol=NEAR / 10, return_eigenvectors=False)[0]  # from below
             factor(near * (1 + NEAR) * np.eye(len(positive)) - positive)
-            return float(near * (1 + NEAR))
+            rounding = 4 * len(positive) * np.finfo(np.float64).eps  # of the factor, relative to the largest
+            return float(near * (1 + NEAR) * (1 + rounding))
     return float(np.linalg.eigvalsh(positive)[-1])
