@@ -15,7 +15,7 @@ from mipprune.game import as_data
 from mipprune.graph import UnitGraph, find_layers
 from mipprune.graph.layers import Grid
 from mipprune.repair import CutNetwork, DenseRun, refit, refit_cut, refit_head
-from mipprune.repair.ridge import RIDGES, Accumulator, cross_validated
+from mipprune.repair.ridge import RIDGES, Accumulator, Moments, cross_validated, solve_ridge
 from mipprune.surgery import PrunePlan
 from mipprune.testing.cases import NETWORKS
 
@@ -177,6 +177,20 @@ def test_a_branch_makes_good_what_its_skip_lost() -> None:
             env[node.name] = cut.step(node, env, 64)
         errors.append(float((env[total] - dense.targets[0][total][:, index]).square().mean()))
     assert errors[1] < 0.7 * errors[0]
+
+
+def test_variances_that_rounding_made_negative_leave_the_old_weights() -> None:
+    rng = np.random.default_rng(0)
+    noise = torch.from_numpy(rng.normal(size=(1, 5, 5))) * 1e-14
+    old = torch.from_numpy(rng.normal(size=(1, 2, 5)))
+    xx = noise + noise.mT - 1e-13 * torch.eye(5, dtype=torch.float64)
+    xt = torch.from_numpy(rng.normal(size=(1, 5, 2))) * 1e-13
+    x, t = torch.ones(1, 5, dtype=torch.float64), torch.tensor([[3.0, -2.0]], dtype=torch.float64)
+    moments = Moments(xx, xt, x, t, torch.full((1, 2), 1e-13, dtype=torch.float64), 100)
+    ridge = cross_validated(moments, old)
+    new, mean, bias = solve_ridge(moments, old, ridge)
+    assert float((new - old).abs().max()) < 10 * float(old.abs().max())
+    torch.testing.assert_close(mean + bias, t.flatten())
 
 
 def test_the_ridge_is_the_best_by_generalised_cross_validation() -> None:

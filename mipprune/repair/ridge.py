@@ -97,9 +97,16 @@ def solve_ridge(m: Moments, old: torch.Tensor, ridge: torch.Tensor) -> tuple[tor
         old: (g, m, D), the present weights, which the ridge pulls towards.
         ridge: (g, 1), in units of the mean variance of the inputs.
     """
-    damped = m.xx + (ridge * _scale(m.xx))[..., None] * torch.eye(m.xx.shape[-1], dtype=m.xx.dtype, device=m.xx.device)
+    damp = ridge * _scale(m.xx)
     left = m.xt - m.xx @ old.mT  # what the old weights leave over
-    new = old + torch.cholesky_solve(left, torch.linalg.cholesky(damped)).mT
+    lower, failed = torch.linalg.cholesky_ex(m.xx + torch.diag_embed(damp.expand(-1, m.xx.shape[-1])))
+    if failed.any():  # inputs that hardly vary: rounding has left a variance below zero, and tells how large it is
+        value, vector = torch.linalg.eigh(m.xx)
+        damp = damp - value[:, :1].clamp_max(0)
+        step = vector @ ((vector.mT @ left) / (value.clamp_min(0) + damp)[..., None])
+    else:
+        step = torch.cholesky_solve(left, lower)
+    new = old + step.mT
     mean = torch.einsum("gmd,gd->gm", new, m.x)
     return new, mean.flatten(), (m.t - mean).flatten()
 
@@ -121,8 +128,8 @@ def cross_validated(m: Moments, old: torch.Tensor) -> torch.Tensor:
 
 
 def _scale(xx: torch.Tensor) -> torch.Tensor:
-    """Mean variance of the inputs: (g, 1)."""
-    return xx.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp_min(1e-30)
+    """Mean variance of the inputs: (g, 1); of inputs that don't vary, the size of its rounding."""
+    return xx.diagonal(dim1=1, dim2=2).abs().mean(1, keepdim=True).clamp_min(1e-30)
 
 
 def _outer(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
