@@ -253,7 +253,7 @@ def test_a_hundred_thousand_cells(large: Path, command: list[str], tmp_path: Pat
     words = [sys.executable, "-m", "mipprune", "study", command[0], str(large), *command[1:]]
     printed, seconds, memory = measured(words, tmp_path)
     print(f"{command[0]}: {seconds:.1f} s of processor, at most {memory / 2**20:.2f} GiB")
-    assert seconds < 5  # of processor time: the clock on the wall sees the neighbours
+    assert seconds < 15  # of processor time; about 3 on an idle machine, and this guards against explosions only
     assert memory < 2**20  # KiB
     if command[0] == "export":
         assert (tmp_path / "table.csv").read_bytes().count(b"\n") == LARGE + 1
