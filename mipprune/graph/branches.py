@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import fx
 
-from .capture import is_integer_node
+from .capture import is_integer_node, packet_of
 from .describe import describe
 from .program import Program
 
@@ -229,7 +229,7 @@ def _in_modules(node: fx.Node, removals: tuple[Removal, ...]) -> bool:
 
 
 def _is_zero(node: fx.Node, zero: set[fx.Node]) -> bool:
-    name = str(node.target).removeprefix("aten.").partition(".")[0]
+    name = packet_of(node)
     name = "getitem" if node.target is operator.getitem else name
     inputs = [a for a in node.all_input_nodes if not is_integer_node(a)]
     if name == "scaled_dot_product_attention":

@@ -26,7 +26,7 @@ from .functional import functionalise, inline_regions, mutated_argument
 from .sizes import AttributeSize, Expression, Origin, OutOfTime, Recorder, instrumented, integers
 from .source import CallSite, Slot
 
-__all__ = ["Capture", "capture", "is_integer_node", "shape_at"]
+__all__ = ["Capture", "capture", "is_integer_node", "packet_of", "shape_at"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +234,11 @@ def _substituted(expression: Any, batch: int) -> int:
 
 
 _ARITHMETIC = {operator.mul, operator.add, operator.sub, operator.floordiv, operator.truediv}
+
+
+def packet_of(node: fx.Node) -> str:
+    """The operation's name without namespace and overload: ``"add"`` of ``aten.add.Tensor``."""
+    return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
 def is_integer_node(node: fx.Node) -> bool:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from .capture import packet_of
 from .program import Program
 
 __all__ = ["PASSES", "Grid", "Layer", "find_layers", "named_arguments", "same_shape"]
@@ -187,7 +188,7 @@ def _what_follows(node: fx.Node, tensors: dict[str, str]) -> tuple[fx.Node | Non
     last = node
     while len(last.users) == 1:
         user = next(iter(last.users))
-        packet = str(user.target).removeprefix("aten.").partition(".")[0]
+        packet = packet_of(user)
         if packet == "batch_norm" and norm is None and (last.meta["val"].ndim == 2 or "conv" in str(node.target)):
             norm = last = user
         elif packet in PASSES:

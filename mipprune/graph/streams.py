@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from torch import fx
 
-from .capture import is_integer_node
+from .capture import is_integer_node, packet_of
 from .layers import Layer, find_layers, named_arguments
 from .units import UnitGraph
 
@@ -47,7 +47,7 @@ class Stream:
 
 def find_streams(graph: UnitGraph) -> list[Stream]:
     """All streams of the traced network ``graph``: O(groups * operations)."""
-    if not any(_packet(node) == "layer_norm" for node in graph.program.captured.nodes):
+    if not any(packet_of(node) == "layer_norm" for node in graph.program.captured.nodes):
         return []
     layers = {layer.node.name: layer for layer in find_layers(graph.program)}
     found = (_Walk(graph, layers, number).stream() for number in range(len(graph.groups)))
@@ -97,7 +97,7 @@ class _Walk:
         )
 
     def _takes(self, node: fx.Node) -> bool:
-        packet = _packet(node)
+        packet = packet_of(node)
         inputs = [a for a in node.all_input_nodes if not is_integer_node(a)]
         if node.name in self.layers:
             return self._takes_layer(self.layers[node.name])
@@ -146,7 +146,3 @@ class _Walk:
         """Whether the units still lie along the last dimension."""
         carried = self.graph.program.carried.get(node.name)
         return carried is not None and len(carried) == 1 and carried[0][0] == node.meta["val"].ndim - 1
-
-
-def _packet(node: fx.Node) -> str:
-    return str(node.target).removeprefix("aten.").partition(".")[0]

@@ -7,6 +7,7 @@ import dataclasses
 from torch import fx
 
 from ..graph import Layer
+from ..graph.capture import packet_of
 from ..graph.layers import PASSES, same_shape
 from .cut import CutNetwork
 from .dense import DenseRun
@@ -75,7 +76,7 @@ def _beyond(layer: Layer, dense: DenseRun, moving: set[str], needed: set[str]) -
     at, reached = layer.total, None
     while len(users := [u for u in at.users if u.name in moving and u.name in needed]) == 1:
         user = users[0]
-        packet = str(user.target).removeprefix("aten.").partition(".")[0]
+        packet = packet_of(user)
         if packet == "add" and len(user.args) == 2 and not user.kwargs and same_shape(user, layer.node):
             beside = next((a for a in user.args if a is not at), None)
             if not isinstance(beside, fx.Node) or beside.name in moving or beside.name in tensors:

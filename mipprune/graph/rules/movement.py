@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..capture import packet_of
 from ..context import Context, Labels, Value
 from ..registry import register_rule
 from ..sizes import TensorSize
@@ -102,7 +103,7 @@ def _meets_attention(node: Any) -> bool:
     seen, todo = set(), [node]
     while todo:
         for user in todo.pop().users:
-            name = str(user.target).removeprefix("aten.").partition(".")[0]
+            name = packet_of(user)
             if name in {"scaled_dot_product_attention", "matmul", "bmm", "einsum", "softmax", "baddbmm"}:
                 return True
             if "getitem" in str(user.target):
